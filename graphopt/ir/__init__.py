@@ -1,0 +1,1 @@
+"""The intermediate representation: onnx-graphsurgeon's graph, read and written without loss."""

@@ -1,0 +1,315 @@
+"""From protobuf to GraphSurgeon, losing nothing.
+
+GraphSurgeon's own importer skips what it does not know; this one either places a field in the GraphSurgeon object,
+keeps it in the object's residue (see `graphopt.ir.graph`), or refuses the model and names the field.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from graphopt.errors import ModelError
+from graphopt.ir.graph import Constant, Function, Graph, Node, OpaqueAttribute, Variable
+from graphopt.ir.payload import StoredSparseTensor, StoredTensor, numpy_dtype
+
+Scope = dict[str, gs.Tensor]
+TensorFactory = Callable[[onnx.TensorProto], Any]
+ProtoT = TypeVar("ProtoT", bound=Message)
+
+_NODE_FIELDS = frozenset({"input", "output", "name", "op_type", "domain", "attribute"})
+_GRAPH_FIELDS = frozenset(
+    {"node", "name", "initializer", "sparse_initializer", "doc_string", "input", "output", "value_info"}
+)
+_FUNCTION_FIELDS = frozenset(
+    {"name", "input", "output", "attribute", "attribute_proto", "node", "doc_string", "opset_import", "domain",
+     "value_info"}
+)  # fmt: skip
+_OPAQUE = {
+    onnx.AttributeProto.TENSORS,
+    onnx.AttributeProto.SPARSE_TENSOR,
+    onnx.AttributeProto.SPARSE_TENSORS,
+    onnx.AttributeProto.TYPE_PROTO,
+    onnx.AttributeProto.TYPE_PROTOS,
+}
+_REFERENCE_TYPES = {
+    onnx.AttributeProto.FLOAT: float,
+    onnx.AttributeProto.INT: int,
+    onnx.AttributeProto.STRING: str,
+    onnx.AttributeProto.TENSOR: gs.Tensor,
+    onnx.AttributeProto.GRAPH: gs.Graph,
+}
+
+
+def residue_of(proto: ProtoT, handled: frozenset[str], where: str) -> ProtoT:
+    """Return a proto with only the fields that are not in `handled`.
+
+    Raises:
+        ModelError: The proto has fields that the installed onnx does not know, so nobody can say what they mean.
+    """
+    unknown = [field.field_number for field in UnknownFieldSet(proto)]
+    if unknown:
+        raise ModelError(
+            f"{where}: fields {unknown} are not known to onnx {onnx.__version__} and would be lost; "
+            "install a newer onnx that knows them"
+        )
+    residue = type(proto)()
+    for descriptor, value in proto.ListFields():
+        if descriptor.name in handled:
+            continue
+        if descriptor.is_repeated:
+            getattr(residue, descriptor.name).extend(value)
+        elif descriptor.message_type is not None:
+            getattr(residue, descriptor.name).CopyFrom(value)
+        else:
+            setattr(residue, descriptor.name, value)
+    return residue
+
+
+class Importer:
+    """Turns one ModelProto's graph and functions into GraphSurgeon objects.
+
+    Args:
+        model: The proto; it must not be written to while the graph lives, since weights refer to it.
+        make_payload: Maps a dense TensorProto to what its constant holds.
+    """
+
+    def __init__(self, model: onnx.ModelProto, make_payload: TensorFactory) -> None:
+        self._model = model
+        self._make_payload = make_payload
+        self._opset = default_opset(model.opset_import)
+
+    def graph(self) -> Graph:
+        """Return the main graph with its functions."""
+        model = self._model
+        functions = [self._function(proto) for proto in model.functions]
+        return self._graph(
+            model.graph,
+            {},
+            import_domains=list(model.opset_import),
+            producer_name=model.producer_name,
+            producer_version=model.producer_version,
+            ir_version=model.ir_version,
+            functions=functions,
+        )
+
+    def _graph(self, proto: onnx.GraphProto, outer: Scope, **model_fields: Any) -> Graph:
+        where = f"graph '{proto.name}'"
+        scope = _ChildScope(outer)
+        infos = _value_infos(proto)
+        declared = self._initializers(proto, infos)
+        overridable = self._overridable(proto)
+        defaults, listed = {}, {}
+        for name, constant in declared.items():
+            if name in overridable:
+                defaults[name] = constant._values
+            else:
+                scope[name] = constant
+        inputs = []
+        for info in proto.input:
+            if isinstance(scope.local(info.name), gs.Constant):
+                listed[info.name] = info
+            else:
+                inputs.append(scope.define(info.name, infos))
+        scope.define_outputs(proto.node, infos)
+        nodes = [self._node(node, scope, infos) for node in proto.node]
+        outputs = [scope.local(info.name) or scope.define(info.name, infos) for info in proto.output]
+        residue = residue_of(proto, _GRAPH_FIELDS, where)
+        residue.value_info.extend(_stray_infos(proto, scope))
+        graph = Graph(
+            nodes,
+            inputs,
+            outputs,
+            name=proto.name,
+            doc_string=proto.doc_string,
+            opset=self._opset,
+            residue=residue,
+            **({"import_domains": list(self._model.opset_import)} | model_fields),
+        )
+        graph.declared = [constant for name, constant in declared.items() if name not in overridable]
+        graph.defaults, graph.listed = defaults, listed
+        graph.input_order = [info.name for info in proto.input]
+        return graph
+
+    def _initializers(self, proto: onnx.GraphProto, infos: dict[str, onnx.ValueInfoProto]) -> dict[str, Constant]:
+        declared: dict[str, Constant] = {}
+        for tensor in proto.initializer:
+            declared[tensor.name] = Constant(
+                tensor.name, self._make_payload(tensor), origin=infos.get(tensor.name)
+            )
+        for sparse in proto.sparse_initializer:
+            name = sparse.values.name
+            declared[name] = Constant(name, StoredSparseTensor(sparse), origin=infos.get(name))
+        if len(declared) != len(proto.initializer) + len(proto.sparse_initializer):
+            names = [t.name for t in proto.initializer] + [t.values.name for t in proto.sparse_initializer]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ModelError(f"graph '{proto.name}': initializers {twice} are defined more than once")
+        return declared
+
+    def _overridable(self, proto: onnx.GraphProto) -> frozenset[str]:
+        """Names of initializers that a caller may replace: listed as inputs, from IR version 4 on."""
+        if self._model.ir_version < 4:
+            return frozenset()
+        return frozenset(info.name for info in proto.input)
+
+    def _node(self, proto: onnx.NodeProto, scope: _ChildScope, infos: dict[str, onnx.ValueInfoProto]) -> Node:
+        node = Node(
+            proto.op_type,
+            proto.name,
+            inputs=[scope.find(name, infos) if name else Variable("") for name in proto.input],
+            outputs=[scope[name] if name else Variable("") for name in proto.output],
+            domain=proto.domain if proto.HasField("domain") else None,
+            residue=residue_of(proto, _NODE_FIELDS, f"node '{proto.name}' ({proto.op_type})"),
+        )
+        node.attrs, node.attribute_origins = self._attributes(proto.attribute, scope, f"node '{proto.name}'")
+        return node
+
+    def _attributes(
+        self, protos: Iterable[onnx.AttributeProto], scope: Scope, where: str
+    ) -> tuple[OrderedDict[str, Any], dict[str, tuple[Any, onnx.AttributeProto]]]:
+        values: OrderedDict[str, Any] = OrderedDict()
+        origins: dict[str, tuple[Any, onnx.AttributeProto]] = {}
+        for proto in protos:
+            value = self._attribute(proto, scope, where)
+            values[proto.name] = value
+            origins[proto.name] = (list(value) if isinstance(value, list) else value, proto)
+        return values, origins
+
+    def _attribute(self, proto: onnx.AttributeProto, scope: Scope, where: str) -> Any:
+        kind = proto.type
+        if proto.ref_attr_name:
+            return gs.Node.AttributeRef(proto.ref_attr_name, _REFERENCE_TYPES.get(kind, list))
+        if kind in _OPAQUE:
+            return OpaqueAttribute(proto)
+        if kind == onnx.AttributeProto.GRAPH:
+            return self._graph(proto.g, scope)
+        if kind == onnx.AttributeProto.TENSOR:
+            return Constant(proto.t.name, self._make_payload(proto.t))
+        if kind == onnx.AttributeProto.STRING:
+            return _text(proto.s)
+        if kind == onnx.AttributeProto.STRINGS:
+            return [_text(item) for item in proto.strings]
+        simple = {
+            onnx.AttributeProto.FLOAT: "f",
+            onnx.AttributeProto.INT: "i",
+            onnx.AttributeProto.FLOATS: "floats",
+            onnx.AttributeProto.INTS: "ints",
+        }
+        if kind not in simple:
+            kind_name = onnx.AttributeProto.AttributeType.Name(kind)
+            raise ModelError(f"{where}: attribute '{proto.name}' has type {kind_name}, which graphopt cannot carry")
+        value = getattr(proto, simple[kind])
+        return value if isinstance(value, (int, float)) else list(value)
+
+    def _function(self, proto: onnx.FunctionProto) -> Function:
+        scope = _ChildScope({})
+        infos = {info.name: info for info in proto.value_info}
+        inputs = [scope.define(name, infos) for name in proto.input]
+        scope.define_outputs(proto.node, infos)
+        nodes = [self._node(node, scope, infos) for node in proto.node]
+        outputs = [scope.local(name) or scope.define(name, infos) for name in proto.output]
+        where = f"function '{proto.domain}.{proto.name}'"
+        defaults, origins = self._attributes(proto.attribute_proto, scope, where)
+        function = Function(
+            proto.name,
+            proto.domain,
+            nodes,
+            inputs,
+            outputs,
+            doc_string=proto.doc_string,
+            opset=default_opset(proto.opset_import) or self._opset,
+            import_domains=list(proto.opset_import),
+            attrs={**dict.fromkeys(proto.attribute), **defaults},
+            residue=residue_of(proto, _FUNCTION_FIELDS, where),
+        )
+        function.attribute_origins = origins
+        return function
+
+
+class _ChildScope(dict[str, gs.Tensor]):
+    """Names defined in one graph, falling back to the names of the graphs around it."""
+
+    def __init__(self, outer: Scope) -> None:
+        super().__init__()
+        self._outer = outer
+
+    def local(self, name: str) -> gs.Tensor | None:
+        return dict.get(self, name)
+
+    def lookup(self, name: str) -> gs.Tensor | None:
+        found = dict.get(self, name)
+        if found is None and self._outer:
+            found = self._outer.lookup(name) if isinstance(self._outer, _ChildScope) else self._outer.get(name)
+        return found
+
+    def define(self, name: str, infos: dict[str, onnx.ValueInfoProto]) -> gs.Tensor:
+        tensor = self[name] = make_variable(name, infos.get(name))
+        return tensor
+
+    def define_outputs(self, nodes: Iterable[onnx.NodeProto], infos: dict[str, onnx.ValueInfoProto]) -> None:
+        """Define what the nodes produce before any is read: files with nodes out of order exist."""
+        for name in (name for node in nodes for name in node.output if name):
+            if name in self and (self[name].inputs or isinstance(self[name], gs.Constant)):
+                raise ModelError(f"tensor '{name}' is defined more than once")
+            if name not in self:
+                self.define(name, infos)
+
+    def find(self, name: str, infos: dict[str, onnx.ValueInfoProto]) -> gs.Tensor:
+        """Return the tensor visible under this name; one that nobody defines is left to the checker to refuse."""
+        return self.lookup(name) or self.define(name, infos)
+
+
+def make_variable(name: str, info: onnx.ValueInfoProto | None) -> Variable:
+    """Return the run-time tensor that a ValueInfoProto describes, as far as GraphSurgeon can express it."""
+    variable = Variable(name, origin=info)
+    if info is None or not info.type.WhichOneof("value"):
+        return variable
+    kind = info.type.WhichOneof("value")
+    variable.type = kind
+    if kind in ("tensor_type", "sparse_tensor_type"):
+        tensor = getattr(info.type, kind)
+        variable.dtype = numpy_dtype(tensor.elem_type) if tensor.elem_type else None
+        variable.shape = read_shape(tensor)
+    return variable
+
+
+def read_shape(tensor: onnx.TypeProto.Tensor) -> list[int | str | None] | None:
+    """Return the dimensions (number, name, or None where unknown), or None for an unknown rank."""
+    if not tensor.HasField("shape"):
+        return None
+    return [getattr(dim, which) if (which := dim.WhichOneof("value")) else None for dim in tensor.shape.dim]
+
+
+def default_opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int | None:
+    """Return the version of the standard operator set, or None."""
+    return next((item.version for item in imports if item.domain in ("", "ai.onnx")), None)
+
+
+def _value_infos(proto: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
+    return {info.name: info for infos in (proto.value_info, proto.output, proto.input) for info in infos}
+
+
+def _stray_infos(proto: onnx.GraphProto, scope: _ChildScope) -> list[onnx.ValueInfoProto]:
+    """Types of names that are no inner tensor of this graph: of no use, but part of the file."""
+    shown = {info.name for infos in (proto.input, proto.output) for info in infos}
+    return [info for info in proto.value_info if info.name in shown or scope.local(info.name) is None]
+
+
+def _text(raw: bytes) -> str | bytes:
+    """Strings are UTF-8 by the standard; other bytes are carried as they are."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def stored_payloads(folder: Path | None) -> TensorFactory:
+    """Return the payload factory for a model that was read from a file in `folder`."""
+    return lambda tensor: StoredTensor(tensor, folder)

@@ -1,0 +1,234 @@
+"""The model that passes work on: a GraphSurgeon graph, and the rest of the file around it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from graphopt.errors import ModelError
+from graphopt.ir.exporter import copy_tensor_header, export_graph, inline, value_info
+from graphopt.ir.graph import Graph, constants, payload_bytes, walk_nodes
+from graphopt.ir.importer import Importer, residue_of, stored_payloads
+from graphopt.ir.payload import StoredTensor
+from graphopt.writer import SavedModel, save_model
+
+_MODEL_FIELDS = frozenset(
+    {"ir_version", "opset_import", "producer_name", "producer_version", "graph", "functions"}
+)  # fmt: skip
+PROTOBUF_LIMIT = 2**31 - 1  # bytes; protobuf refuses larger messages
+_SMALL = 1024  # bytes; smaller weights (shapes, axes) are what shape inference needs to see
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, type and shape of a model input or output.
+
+    Attributes:
+        name: Tensor name.
+        dtype: numpy type; None where it is no dense tensor.
+        shape: Per dimension its size, its symbolic name, or None; None for an unknown rank.
+        proto: The exact ValueInfoProto, serialized.
+    """
+
+    name: str
+    dtype: np.dtype | None
+    shape: tuple[int | str | None, ...] | None
+    proto: bytes
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a caller of the model sees; no pass may change it."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Model:
+    """An ONNX model in memory.
+
+    Attributes:
+        graph: What passes edit. Weights in it are immutable: replace a constant's payload, never write into it.
+        residue: ModelProto fields without a GraphSurgeon counterpart (metadata, doc string, version, training info).
+        path: The file it was read from, or None.
+        uses_external_data: Whether any weight was read from a file of its own.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        residue: onnx.ModelProto | None = None,
+        path: Path | None = None,
+        *,
+        uses_external_data: bool = False,
+    ) -> None:
+        self.graph = graph
+        self.residue = residue if residue is not None else onnx.ModelProto()
+        self.path = path
+        self.uses_external_data = uses_external_data
+
+    @classmethod
+    def from_proto(cls, proto: onnx.ModelProto, path: Path | None = None) -> Model:
+        """Wrap a proto, which must not be written to afterwards.
+
+        Args:
+            proto: The model; external data in it is relative to the folder of `path`.
+            path: Where it was read from.
+
+        Raises:
+            ModelError: Part of the model cannot be carried; the message names it.
+        """
+        folder = path.resolve().parent if path is not None else None
+        graph = Importer(proto, stored_payloads(folder)).graph()
+        external = any(
+            isinstance(c._values, StoredTensor) and c._values.is_external for c in (*graph.declared, *constants(graph))
+        )
+        return cls(graph, residue_of(proto, _MODEL_FIELDS, "model"), path, uses_external_data=external)
+
+    def copy(self) -> Model:
+        """Return a model with nodes and tensors of its own and the same weights: a snapshot costs no weight memory."""
+        table: list[StoredTensor | np.ndarray] = []
+
+        def write(name: str, held: StoredTensor | np.ndarray) -> onnx.TensorProto:
+            table.append(held)
+            return _placeholder(name, held, str(len(table) - 1))
+
+        def read(tensor: onnx.TensorProto) -> StoredTensor | np.ndarray:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL and tensor.external_data[0].key == _REFERENCE:
+                return table[int(tensor.external_data[0].value)]
+            return StoredTensor(tensor)
+
+        graph = Importer(export_graph(self.graph, onnx.ModelProto(), write), read).graph()
+        return Model(graph, self.residue, self.path, uses_external_data=self.uses_external_data)
+
+    def to_proto(self) -> onnx.ModelProto:
+        """Return the whole model as one proto.
+
+        Raises:
+            ModelError: It would exceed protobuf's limit of 2 GiB; `save` writes such a model with external data.
+        """
+        if self.weight_bytes > PROTOBUF_LIMIT:
+            raise ModelError(f"a model with {self.weight_bytes} bytes of weights does not fit into one protobuf message")
+        return export_graph(self.graph, self.residue)
+
+    def skeleton(self) -> onnx.ModelProto:
+        """Return a proto without large weights, for the checker and shape inference.
+
+        Weights above a kilobyte appear as typed graph inputs. The result is valid ONNX, but it is another model:
+        never run or save it.
+        """
+        declared: dict[str, onnx.ValueInfoProto] = {}
+        placed: set[str] = set()
+
+        def write(name: str, held: StoredTensor | np.ndarray) -> onnx.TensorProto:
+            large = held.nbytes > _SMALL and name not in placed and held.dtype != object
+            placed.add(name)
+            if not large:
+                return inline(name, held)
+            element_type = onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
+            declared[name] = onnx.helper.make_tensor_value_info(name, element_type, held.shape)
+            return onnx.TensorProto(name=name, doc_string=_REFERENCE)
+
+        proto = export_graph(self.graph, self.residue, write)
+        _drop_references(proto.graph)
+        listed = {info.name for info in proto.graph.input}
+        proto.graph.input.extend(info for name, info in declared.items() if name not in listed)
+        proto.ir_version = max(proto.ir_version, 4)
+        return proto
+
+    def fingerprint(self) -> str:
+        """Return a digest of structure and weight identity; equal digests in one process mean equal models."""
+        kept: list[object] = []
+        digest = hashlib.sha256()
+
+        def write(name: str, held: StoredTensor | np.ndarray) -> onnx.TensorProto:
+            kept.append(held)
+            return _placeholder(name, held, str(id(held)))
+
+        digest.update(export_graph(self.graph, self.residue, write).SerializeToString(deterministic=True))
+        return digest.hexdigest()
+
+    def save(self, path: str | Path, *, external_data: bool | None = None) -> SavedModel:
+        """Write the model atomically: afterwards either the old file or the complete new one is there.
+
+        Args:
+            path: Target file.
+            external_data: Whether large weights go to a file of their own; by default as the model was read, and
+                always above 2 GiB.
+
+        Raises:
+            ModelError: It cannot be written; nothing is left behind.
+        """
+        if external_data is None:
+            external_data = self.uses_external_data
+        external_data = external_data or self.weight_bytes > PROTOBUF_LIMIT - 2**26
+        return save_model(lambda write: export_graph(self.graph, self.residue, write), Path(path), external_data)
+
+    @property
+    def interface(self) -> Interface:
+        """The inputs that a caller must or may feed, and the outputs."""
+        return Interface(_specs(self.graph.inputs), _specs(self.graph.outputs))
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operator set."""
+        return int(self.graph.opset)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all constants, as stored."""
+        return sum(payload_bytes(constant) for constant in constants(self.graph))
+
+    @property
+    def node_count(self) -> int:
+        """Nodes in the graph, its bodies and its functions."""
+        roots = (self.graph, *self.graph.functions)
+        return sum(1 for root in roots for _ in walk_nodes(root))
+
+
+_REFERENCE = "graphopt:payload"
+
+
+def _placeholder(name: str, held: StoredTensor | np.ndarray, key: str) -> onnx.TensorProto:
+    if isinstance(held, StoredTensor):
+        proto = onnx.TensorProto()
+        copy_tensor_header(held.tensor, proto)
+        proto.name = name
+    else:
+        proto = onnx.TensorProto(
+            name=name, dims=held.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
+        )
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    proto.external_data.add(key=_REFERENCE, value=key)
+    return proto
+
+
+def _drop_references(graph: onnx.GraphProto) -> None:
+    """Remove the stand-ins of large weights from the initializers of the graph and its bodies."""
+    kept = [tensor for tensor in graph.initializer if tensor.doc_string != _REFERENCE]
+    if len(kept) != len(graph.initializer):
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _drop_references(attribute.g)
+
+
+def _specs(tensors: list[gs.Tensor]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            tensor.name,
+            None if tensor.dtype is None else np.dtype(tensor.dtype),
+            None if tensor.shape is None else tuple(tensor.shape),
+            value_info(tensor, tensor.name).SerializeToString(deterministic=True),
+        )
+        for tensor in tensors
+    )
+
+

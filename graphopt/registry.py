@@ -1,0 +1,63 @@
+"""Which passes exist: those of graphopt, and those that other distributions add.
+
+A distribution adds a pass through the entry-point group ``graphopt.passes``; the entry's name is the pass's name and its
+value is ``module:Class``. Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from pkgutil import resolve_name
+
+from graphopt.base import Pass
+from graphopt.errors import RegistryError
+
+GROUP = "graphopt.passes"
+BUILTIN = {
+    "fold": "graphopt.passes.fold:Fold",
+    "share": "graphopt.passes.share:Share",
+    "prune": "graphopt.passes.prune:Prune",
+    "quant": "graphopt.passes.quant:Quant",
+}
+
+
+@cache
+def available() -> Mapping[str, str]:
+    """Return name -> "module:Class" of every installed pass, sorted by name.
+
+    Raises:
+        RegistryError: Two distributions claim one name; the message names both.
+    """
+    found = dict(BUILTIN)
+    owners = dict.fromkeys(BUILTIN, "graphopt")
+    for entry in entry_points(group=GROUP):
+        owner = entry.dist.name if entry.dist is not None else entry.value
+        if found.get(entry.name, entry.value) != entry.value:
+            raise RegistryError(
+                f"pass '{entry.name}' is claimed by {owners[entry.name]} ({found[entry.name]}) and by {owner} "
+                f"({entry.value}); uninstall one of them"
+            )
+        found[entry.name], owners[entry.name] = entry.value, owner
+    return dict(sorted(found.items()))
+
+
+def pass_class(name: str) -> type[Pass]:
+    """Import and return the class of a pass.
+
+    Raises:
+        RegistryError: No such pass, or what is registered is not one.
+    """
+    known = available()
+    if name not in known:
+        raise RegistryError(f"there is no pass '{name}'; available: {', '.join(known)}")
+    try:
+        found = resolve_name(known[name])
+    except (ImportError, AttributeError) as error:
+        raise RegistryError(f"pass '{name}' ({known[name]}) cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise RegistryError(f"pass '{name}': {known[name]} is not a subclass of graphopt.Pass")
+    if found.name != name:
+        raise RegistryError(f"pass '{name}': {known[name]} calls itself '{found.name}'")
+    return found

@@ -1,0 +1,138 @@
+"""The text of a pipeline, ``prune:ratio=0.5,quant``, and back.
+
+Grammar: passes separated by commas; after a pass name its options, each ``:option=value``. Underscores of a field are
+dashes in text. A value may hold anything but commas and colons, so nothing needs quoting in a shell.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, Literal, get_args, get_origin
+
+from graphopt.base import Pass
+from graphopt.errors import SpecError
+from graphopt.registry import pass_class
+
+_TRUE, _FALSE = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a pass.
+
+    Attributes:
+        name: As the user types it.
+        default: Default value.
+        allowed: What values are accepted, for people.
+    """
+
+    name: str
+    default: Any
+    allowed: str
+
+
+def parse_pipeline(text: str) -> tuple[Pass, ...]:
+    """Return the passes that the text names; the empty text names none.
+
+    Raises:
+        SpecError: A name, an option or a value is wrong; the message says what is allowed.
+        RegistryError: There is no such pass.
+    """
+    return tuple(parse_pass(item.strip()) for item in text.split(",")) if text.strip() else ()
+
+
+def parse_pass(text: str) -> Pass:
+    """Return one pass from its text; see `parse_pipeline`."""
+    name, *items = text.split(":")
+    if not name:
+        raise SpecError(f"a pass name is missing before '{text}'; write NAME[:option=value...][,NAME...]")
+    cls = pass_class(name)
+    by_name = {field.name.replace("_", "-"): field for field in fields(cls)}
+    types_ = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for item in items:
+        option, equals, value = item.partition("=")
+        if option not in by_name:
+            known = ", ".join(by_name) or "none"
+            raise SpecError(f"pass '{name}' has no option '{option}'; it has: {known}")
+        if not equals:
+            raise SpecError(f"pass '{name}': option '{option}' needs a value: {option}=...")
+        field = by_name[option]
+        if field.name in values:
+            raise SpecError(f"pass '{name}': option '{option}' is given twice")
+        values[field.name] = _convert(value, types_[field.name], f"pass '{name}': option '{option}'")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise SpecError(f"pass '{name}': {error}") from error
+
+
+def format_pipeline(passes: tuple[Pass, ...]) -> str:
+    """Return the text that `parse_pipeline` reads back as the same passes; defaults are left out."""
+    return ",".join(format_pass(item) for item in passes)
+
+
+def format_pass(item: Pass) -> str:
+    """Return the text of one pass."""
+    given = [
+        f":{field.name.replace('_', '-')}={_text(getattr(item, field.name))}"
+        for field in fields(item)
+        if getattr(item, field.name) != _default(field)
+    ]
+    return item.name + "".join(given)
+
+
+def options(cls: type[Pass]) -> tuple[Option, ...]:
+    """Return the options of a pass in declaration order."""
+    types_ = typing.get_type_hints(cls)
+    return tuple(
+        Option(field.name.replace("_", "-"), _default(field), _allowed(types_[field.name])) for field in fields(cls)
+    )
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _allowed(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if _is_union(kind):
+        return "|".join("none" if part is type(None) else _allowed(part) for part in get_args(kind))
+    names = {bool: "true|false", int: "whole number", float: "number", str: "text"}
+    if kind not in names:
+        raise TypeError(f"a pass option cannot have the type {kind}")
+    return names[kind]
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _convert(text: str, kind: Any, what: str) -> Any:
+    """Return the text as a value of the option's type; of a union, the first type that takes it."""
+    for part in get_args(kind) if _is_union(kind) else (kind,):
+        accepted, value = _try_convert(text, part)
+        if accepted:
+            return value
+    raise SpecError(f"{what}: '{text}' is not allowed; use {_allowed(kind)}")
+
+
+def _try_convert(text: str, kind: Any) -> tuple[bool, Any]:
+    if kind is type(None):
+        return text == "none", None
+    if get_origin(kind) is Literal:
+        chosen = [value for value in get_args(kind) if str(value) == text]
+        return bool(chosen), chosen[0] if chosen else None
+    if kind is bool:
+        return text.lower() in _TRUE | _FALSE, text.lower() in _TRUE
+    try:
+        return True, kind(text)
+    except ValueError:
+        return False, None

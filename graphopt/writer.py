@@ -1,0 +1,185 @@
+"""Writing model files: atomic, streamed, the same bytes every time."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+
+from graphopt.errors import ModelError
+from graphopt.ir.exporter import PayloadWriter, copy_tensor_header, inline
+from graphopt.ir.payload import StoredTensor
+
+_THRESHOLD = 1024  # bytes; smaller weights stay in the model file, where shape inference can see them
+_ALIGNMENT = 4096  # bytes; page-aligned weights can be memory-mapped by the runtime
+_CHUNK = 2**24  # bytes written at a time
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """The files of a saved model.
+
+    Attributes:
+        path: The model file.
+        data_path: The file with its external data, or None.
+        nbytes: Bytes of both.
+    """
+
+    path: Path
+    data_path: Path | None
+    nbytes: int
+
+
+def save_model(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, external_data: bool) -> SavedModel:
+    """Write a model file and, if asked, its external data.
+
+    The data file gets a name that no file has, the model file is replaced last, and only then the data file of the
+    replaced model is removed: a crash at any point leaves one complete model.
+
+    Args:
+        export: Makes the proto, given where weights go.
+        path: Model file.
+        external_data: Whether weights of a kilobyte and more go to `NAME.data` beside it.
+
+    Raises:
+        ModelError: The folder is missing, the disk is full, or the like.
+    """
+    try:
+        path = path.resolve() if path.is_symlink() else path
+        if not external_data:
+            size = _replace(path, lambda file: _write_proto(export(inline), file))
+            return SavedModel(path, None, size)
+        return _save_with_data(export, path)
+    except OSError as error:
+        raise ModelError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
+def _save_with_data(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path) -> SavedModel:
+    data_path = _free_data_path(path)
+    with _temporary(path) as (data_file, data_temporary), _temporary(path) as (model_file, model_temporary):
+        stream = _DataStream(data_file, data_path.name)
+        _write_proto(export(stream.write), model_file)
+        _flush(data_file)
+        _flush(model_file)
+        if stream.used == 0:
+            os.replace(model_temporary, path)
+            return SavedModel(path, None, path.stat().st_size)
+        outdated = _own_data_files(path)
+        os.replace(data_temporary, data_path)
+        os.replace(model_temporary, path)
+    for file in outdated:
+        file.unlink(missing_ok=True)
+    return SavedModel(path, data_path, path.stat().st_size + data_path.stat().st_size)
+
+
+class _DataStream:
+    """Appends weights to the data file, page-aligned; a weight that several scopes hold is written once."""
+
+    def __init__(self, file: BinaryIO, location: str) -> None:
+        self._file = file
+        self._location = location
+        self._written: dict[int, tuple[int, int]] = {}
+        self._kept: list[object] = []  # keeps the ids in `_written` from being used again
+        self.used = 0
+
+    def write(self, name: str, held: StoredTensor | np.ndarray) -> onnx.TensorProto:
+        if held.nbytes < _THRESHOLD or held.dtype == object:
+            return inline(name, held)
+        if id(held) not in self._written:
+            self._kept.append(held)
+            self._written[id(held)] = self._append(held)
+        offset, length = self._written[id(held)]
+        proto = onnx.TensorProto()
+        if isinstance(held, StoredTensor):
+            copy_tensor_header(held.tensor, proto)
+        else:
+            proto.dims.extend(held.shape)
+            proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
+        proto.name = name
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", self._location), ("offset", str(offset)), ("length", str(length))):
+            proto.external_data.add(key=key, value=value)
+        return proto
+
+    def _append(self, held: StoredTensor | np.ndarray) -> tuple[int, int]:
+        raw = held.raw_bytes() if isinstance(held, StoredTensor) else memoryview(inline("", held).raw_data)
+        offset = -(-self.used // _ALIGNMENT) * _ALIGNMENT
+        self._file.write(bytes(offset - self.used))
+        for start in range(0, len(raw), _CHUNK):
+            self._file.write(raw[start : start + _CHUNK])
+        self.used = offset + len(raw)
+        return offset, len(raw)
+
+
+def _replace(path: Path, fill: Callable[[BinaryIO], None]) -> int:
+    """Write a file under a temporary name, then give it its own; return its size in bytes."""
+    with _temporary(path) as (file, temporary):
+        fill(file)
+        _flush(file)
+        os.replace(temporary, path)
+    return path.stat().st_size
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Open a file beside `path` that is gone afterwards unless it was renamed."""
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            temporary.chmod(mode)
+            yield file, temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_proto(proto: onnx.ModelProto, file: BinaryIO) -> None:
+    try:
+        file.write(proto.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise ModelError(f"the model does not fit into one protobuf message of 2 GiB: {error}") from error
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _free_data_path(path: Path) -> Path:
+    """Return `NAME.data`, or `NAME.1.data` and so on if that exists: the model in place may still need it."""
+    candidate, number = path.with_name(f"{path.name}.data"), 0
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}.{number}.data")
+    return candidate
+
+
+def _own_data_files(path: Path) -> list[Path]:
+    """Return the data files named after `path` that the model there refers to: its replacement leaves them unused."""
+    if not path.exists():
+        return []
+    pattern = re.compile(re.escape(path.name) + r"(\.\d+)?\.data")
+    try:
+        previous = onnx.load(path, load_external_data=False)
+    except DecodeError:
+        return []
+    locations = {
+        entry.value for tensor in previous.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    return [path.with_name(name) for name in sorted(locations) if pattern.fullmatch(name)]
