@@ -152,7 +152,10 @@ class _Exporter:
         return [infos[name] for name in dict.fromkeys([*ordered, *infos])]
 
     def _inner_value_infos(self, graph: gs.Graph) -> list[onnx.ValueInfoProto]:
-        """Types of the graph's own inner tensors, in order of first appearance."""
+        """Types of the graph's own inner tensors, in order of first appearance.
+
+        Only for tensors whose type the file stated: inferred types would make it larger.
+        """
         shown = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
         infos: dict[str, onnx.ValueInfoProto] = {}
         inner = [tensor for node in graph.nodes for tensor in node.outputs]
@@ -163,7 +166,7 @@ class _Exporter:
                 origin = tensor.origin if isinstance(tensor, Constant) else None
                 if origin is not None and tensor.name not in getattr(graph, "listed", {}):
                     infos[tensor.name] = self._value_info(tensor)
-            elif tensor.dtype is not None or getattr(tensor, "origin", None) is not None:
+            elif getattr(tensor, "origin", None) is not None:
                 infos[tensor.name] = self._value_info(tensor)
         return list(infos.values())
 
