@@ -1,0 +1,1 @@
+"""Benchmarks on real models; see README.md in this folder."""
