@@ -1,0 +1,241 @@
+"""The pipeline as a transaction: what breaks the contract is rolled back, and the rest goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import pytest
+
+from graphopt.base import Pass, PassReport
+from graphopt.context import Context
+from graphopt.errors import ModelError, PassError
+from graphopt.evaluate import Evaluator
+from graphopt.ir.graph import Constant, Node, Variable
+from graphopt.model import Model
+from graphopt.pipeline import Pipeline, with_required
+from graphopt.registry import pass_class
+from graphopt.samples import open_samples
+from graphopt.targets import get_target
+
+TEXT = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 4] x) => (float[N, 2] y)
+<float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}>
+{
+  h = MatMul(x, w)
+  r = Relu(h)
+  y = Identity(r)
+}
+"""
+
+
+def build() -> Model:
+    return Model.from_proto(onnx.parser.parse_model(TEXT))
+
+
+def context(model: Model, *, data: Any = "random", **fields: Any) -> Context:
+    samples = open_samples(data, model.interface) if data is not None else None
+    target = get_target("cpu")
+    return Context(target=target, evaluator=Evaluator(model, target, samples=samples), samples=samples, **fields)
+
+
+@dataclass(frozen=True)
+class _Test(Pass):
+    name: ClassVar[str] = "test"
+    lossless: ClassVar[bool] = True
+
+
+class Nothing(_Test):
+    def run(self, model: Model, context: Context) -> PassReport:
+        return PassReport(0)
+
+
+class DropIdentity(_Test):
+    def run(self, model: Model, context: Context) -> PassReport:
+        relu, identity = model.graph.nodes[1], model.graph.nodes[2]
+        relu.outputs[0] = identity.outputs[0]
+        del relu.outputs[0].inputs[0]
+        model.graph.nodes.pop()
+        identity.inputs.clear()
+        return PassReport(1)
+
+
+class Scale(_Test):
+    """Multiplies the weights: a lossless pass that lies."""
+
+    factor: float = 1.5
+
+    def run(self, model: Model, context: Context) -> PassReport:
+        weight = model.graph.nodes[0].inputs[1]
+        weight.values = weight.values * np.float32(self.factor)
+        return PassReport(1)
+
+
+class LossyScale(Scale):
+    lossless: ClassVar[bool] = False
+
+
+class SlightScale(LossyScale):
+    factor: float = 1.001
+
+
+class RenameOutput(_Test):
+    def run(self, model: Model, context: Context) -> PassReport:
+        model.graph.outputs[0].name = "z"
+        return PassReport(1)
+
+
+class Retype(_Test):
+    def run(self, model: Model, context: Context) -> PassReport:
+        model.graph.outputs[0].shape = [1, 2]
+        return PassReport(1)
+
+
+class Invalid(_Test):
+    def run(self, model: Model, context: Context) -> PassReport:
+        model.graph.nodes[1].attrs["no_such_attribute"] = 1
+        return PassReport(1)
+
+
+class Unrunnable(_Test):
+    """Passes the checker, but no runtime has the operator."""
+
+    def run(self, model: Model, context: Context) -> PassReport:
+        model.graph.nodes[1].op, model.graph.nodes[1].domain = "NoSuchOperator", "com.microsoft"
+        return PassReport(1)
+
+
+class Grow(_Test):
+    def run(self, model: Model, context: Context) -> PassReport:
+        graph = model.graph
+        out, extra = Variable("sum"), Constant("zero", np.zeros((4096, 1, 2), np.float32))
+        last = graph.nodes[2]
+        unused = Variable("unused")
+        graph.nodes.append(Node("Mul", inputs=[last.inputs[0], extra], outputs=[unused]))
+        squeezed = Variable("squeezed")
+        graph.nodes.append(Node("ReduceMax", attrs={"axes": [0], "keepdims": 0}, inputs=[unused], outputs=[squeezed]))
+        graph.nodes.append(Node("Add", inputs=[last.inputs[0], squeezed], outputs=[out]))
+        last.inputs[0] = out
+        return PassReport(1)
+
+
+class Crash(_Test):
+    def run(self, model: Model, context: Context) -> PassReport:
+        model.graph.nodes[0].inputs[1].values = np.zeros((4, 2), np.float32)
+        raise KeyError("oops")
+
+
+class Complain(_Test):
+    def run(self, model: Model, context: Context) -> PassReport:
+        raise ModelError("this model is not for me")
+
+
+def run(*passes: Pass, strict: bool = False, data: Any = "random", **fields: Any) -> Any:
+    model = build()
+    before = model.fingerprint()
+    result, steps = Pipeline(passes).run(model, context(model, data=data, **fields), strict=strict)
+    assert model.fingerprint() == before, "the caller's model was touched"
+    return result, steps
+
+
+def test_accepts_a_lossless_rewrite() -> None:
+    result, (step,) = run(DropIdentity())
+    assert (step.outcome, step.reason) == ("accepted", "")
+    assert result.node_count == 2
+    assert step.after.nodes == step.before.nodes - 1
+    assert step.after.nbytes < step.before.nbytes
+
+
+def test_a_pass_that_changes_nothing_is_unchanged() -> None:
+    result, (step,) = run(Nothing())
+    assert step.outcome == "unchanged"
+    assert step.before == step.after
+    assert result.node_count == 3
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (Scale(), "outputs changed"),
+        (LossyScale(), "agreement dropped by"),
+        (RenameOutput(), r"outputs changed from \['y'\] to \['z'\]"),
+        (Retype(), "output 'y' changed from float32"),
+        (Invalid(), "the ONNX checker refuses it"),
+        (Unrunnable(), "NoSuchOperator"),
+        (Grow(), "the file grew from"),
+        (Crash(), "it failed: KeyError"),
+        (Complain(), "this model is not for me"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Pass) else "",
+)
+def test_rolls_back_and_goes_on(item: Pass, reason: str) -> None:
+    result, (bad, good) = run(item, DropIdentity())
+    assert bad.outcome == "rolled back"
+    assert __import__("re").search(reason, bad.reason), bad.reason
+    assert "\n" not in bad.reason
+    assert bad.before == bad.after
+    assert good.outcome == "accepted"
+    assert result.node_count == 2
+
+
+def test_strict_makes_a_roll_back_an_error() -> None:
+    with pytest.raises(PassError, match="pass 'test': outputs changed"):
+        run(Scale(), strict=True)
+
+
+def test_lossy_within_the_limit_is_accepted() -> None:
+    _, (step,) = run(SlightScale())
+    assert step.outcome == "accepted"
+    assert step.drop is not None
+    assert 0 < step.drop.value < 0.01
+    assert step.drop.random
+
+
+def test_the_limit_is_the_users() -> None:
+    _, (step,) = run(SlightScale(), max_drop=0.0)
+    assert step.outcome == "rolled back"
+
+
+def test_losses_add_up_against_the_original() -> None:
+    passes = [SlightScale() for _ in range(80)]
+    _, steps = run(*passes)
+    outcomes = [step.outcome for step in steps]
+    assert outcomes[0] == "accepted"
+    assert outcomes[-1] == "rolled back", "each step is small, all together are not"
+
+
+def test_without_samples_a_lossy_pass_is_not_judged() -> None:
+    _, (step,) = run(SlightScale(), data=None)
+    assert step.outcome == "accepted"
+    assert step.drop is None
+    assert step.verified == "not judged: no --data"
+
+
+def test_without_samples_a_lossless_pass_is_still_verified() -> None:
+    _, (step,) = run(Scale(), data=None)
+    assert step.outcome == "rolled back"
+
+
+class NeedsFold(_Test):
+    requires: ClassVar[tuple[str, ...]] = ("fold",)
+
+    def run(self, model: Model, context: Context) -> PassReport:
+        return PassReport(0)
+
+
+def test_inserts_what_is_required_once() -> None:
+    planned = with_required((Nothing(), NeedsFold(), NeedsFold()))
+    assert [(item.name, inserted) for item, inserted in planned] == [
+        ("test", False),
+        ("fold", True),
+        ("test", False),
+        ("test", False),
+    ]
+
+
+def test_inserts_nothing_that_already_ran() -> None:
+    planned = with_required((pass_class("fold")(), NeedsFold()))
+    assert [inserted for _, inserted in planned] == [False, False]
