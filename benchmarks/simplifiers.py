@@ -1,0 +1,153 @@
+"""Simplify every model of a folder with graphopt and its peers: nodes, size, wall time, memory, sameness of outputs.
+
+    python -m benchmarks.simplifiers FOLDER [--only GLOB] [--repeat N] [--json FILE] [--markdown FILE]
+
+The peers come with the extra ``peers``. Every run is a process of its own, start-up included, and the tools take turns, so
+that a noisy machine is noisy for all. Outputs are compared with ONNX Runtime's optimizations off.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from benchmarks.process import Run, measure
+from benchmarks.zoo import find_samples
+from graphopt.errors import GraphoptError
+from graphopt.model import Model
+from graphopt.reader import load
+from graphopt.runtime.session import open_session
+from graphopt.samples import open_samples, random_samples
+
+_ONNXSCRIPT = """
+import sys, onnx, onnxscript.optimizer
+onnx.save(onnxscript.optimizer.optimize(onnx.load(sys.argv[1])), sys.argv[2])
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one tool made of one model; sizes in bytes, times in seconds (medians).
+
+    Attributes:
+        error: Why there is no result, else empty.
+        difference: Largest relative L2 difference of an output on the probes; None: not comparable.
+    """
+
+    tool: str
+    nodes: int | None
+    nbytes: int | None
+    seconds: float
+    peak_bytes: int
+    difference: float | None
+    error: str
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--only", default="*", help="Glob of model names.")
+@click.option("--repeat", default=3, show_default=True, help="Runs a tool; the median counts.")
+@click.option("--python", "peers", default=sys.executable, help="Interpreter that has the peers installed.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
+def main(folder: Path, only: str, repeat: int, peers: str, json_file: Path | None, markdown: Path | None) -> None:
+    """Simplify every model of FOLDER with every tool and print a table."""
+    results: dict[str, list[Outcome]] = {}
+    names = [path for path in sorted((folder / "models").glob("*.onnx")) if fnmatch.fnmatch(path.stem, only)]
+    for model in names:
+        results[model.stem] = compare(folder, model, commands(peers), repeat)
+        click.echo(render({model.stem: results[model.stem]}).splitlines()[-1], err=True)
+    table = render(results)
+    click.echo(table)
+    if markdown is not None:
+        markdown.write_text(table + "\n")
+    if json_file is not None:
+        encoded = {name: [asdict(outcome) for outcome in outcomes] for name, outcomes in results.items()}
+        json_file.write_text(json.dumps(encoded, indent=1) + "\n")
+
+
+def commands(peers: str) -> dict[str, Sequence[str]]:
+    """Return the command of each tool, without the two file names."""
+    scripts = Path(peers).parent
+    return {
+        "graphopt": (sys.executable, "-m", "graphopt"),
+        "OnnxSlim": (str(scripts / "onnxslim"),),
+        "onnxsim": (str(scripts / "onnxsim"),),
+        "onnxscript": (peers, "-c", _ONNXSCRIPT),
+    }
+
+
+def compare(folder: Path, model: Path, tools: Mapping[str, Sequence[str]], repeat: int) -> list[Outcome]:
+    """Run all tools on one model, taking turns."""
+    with tempfile.TemporaryDirectory() as scratch:
+        outputs = {tool: Path(scratch) / tool / model.name for tool in tools}
+        runs: dict[str, list[Run]] = {tool: [] for tool in tools}
+        for _ in range(repeat):
+            for tool, command in tools.items():
+                outputs[tool].parent.mkdir(exist_ok=True)
+                ours = ("-p", "fold,share", "--no-benchmark", "-q", "-o") if tool == "graphopt" else ()
+                runs[tool].append(measure([*command, model, *ours, outputs[tool]]))
+        original = load(model)
+        return [_outcome(tool, runs[tool], original, outputs[tool], find_samples(folder, model.stem)) for tool in tools]
+
+
+def _outcome(tool: str, runs: Sequence[Run], original: Model, output: Path, samples: Path | None) -> Outcome:
+    seconds = statistics.median(run.seconds for run in runs)
+    peak = max(run.peak_bytes for run in runs)
+    if runs[-1].status != 0 or not output.exists():
+        lines = runs[-1].output.strip().splitlines() or [f"exit status {runs[-1].status}"]
+        return Outcome(tool, None, None, seconds, peak, None, lines[-1][:200])
+    nbytes = sum(path.stat().st_size for path in output.parent.iterdir())
+    try:
+        result = load(output)
+        return Outcome(tool, result.node_count, nbytes, seconds, peak, difference(original, output, samples), "")
+    except GraphoptError as error:
+        return Outcome(tool, None, nbytes, seconds, peak, None, f"the result does not run: {error}"[:200])
+
+
+def difference(original: Model, output: Path, samples: Path | None) -> float:
+    """Return the largest relative L2 difference of any float output over up to two probes."""
+    import numpy as np
+
+    probes = open_samples(samples, original.interface) if samples else random_samples(original.interface, count=2)
+    worst = 0.0
+    with open_session(original, optimize=False) as before, open_session(output, optimize=False) as after:
+        for feeds in probes.take(2):
+            wanted, found = before.run(feeds), after.run(feeds)
+            for name, value in wanted.items():
+                if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+                    continue
+                other = np.asarray(found[name])
+                if other.shape != value.shape or other.dtype != value.dtype:
+                    return float("inf")
+                scale = float(np.linalg.norm(value.astype(np.float64))) or 1.0
+                worst = max(worst, float(np.linalg.norm(value.astype(np.float64) - other.astype(np.float64))) / scale)
+    return worst
+
+
+def render(results: Mapping[str, Sequence[Outcome]]) -> str:
+    """Return the Markdown table: nodes, file, seconds, peak MB, difference of each tool."""
+    tools = [outcome.tool for outcome in next(iter(results.values()))] if results else []
+    head = "| model | " + " | ".join(f"{tool}: nodes, file, wall, memory, difference" for tool in tools) + " |"
+    rows = ["| " + " | ".join((name, *map(_cell, outcomes))) + " |" for name, outcomes in results.items()]
+    return "\n".join((head, "|---" * (len(tools) + 1) + "|", *rows))
+
+
+def _cell(outcome: Outcome) -> str:
+    cost = f"{outcome.seconds:.2f} s, {outcome.peak_bytes / 1e6:.0f} MB"
+    if outcome.error:
+        return f"FAILED ({outcome.error}), {cost}"
+    assert outcome.nbytes is not None
+    return f"**{outcome.nodes}**, {outcome.nbytes / 1e6:.3f} MB, {cost}, {outcome.difference:.0e}"
+
+
+if __name__ == "__main__":
+    main()
