@@ -1,0 +1,196 @@
+"""The library's front door: load a model, compress it, keep the record."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from graphopt.base import Pass
+from graphopt.context import Context
+from graphopt.errors import ModelError, UsageError
+from graphopt.evaluate import Evaluator, Metric
+from graphopt.model import Model
+from graphopt.observe import Observer
+from graphopt.pipeline import Pipeline
+from graphopt.plugins import load_metric, metric_name
+from graphopt.progress import Progress, SilentProgress
+from graphopt.reader import load
+from graphopt.report import Report
+from graphopt.report.build import Finished, build_report
+from graphopt.report.environment import file_info, peak_memory
+from graphopt.runtime.session import open_session
+from graphopt.samples import Samples, open_samples
+from graphopt.targets import Target, get_target
+
+if TYPE_CHECKING:
+    from graphopt.runtime.timing import Ratio
+
+__all__ = ["DEFAULT_PASSES", "Result", "compress", "load"]
+
+DEFAULT_PASSES = "fold,share,prune,quant"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` hands back.
+
+    Attributes:
+        model: The compressed model.
+        report: Everything that was done and measured.
+    """
+
+    model: Model
+    report: Report
+
+    def save(self, path: str | Path, *, external_data: bool | None = None) -> Result:
+        """Write the model, see `Model.save`, and return a result whose report names the file.
+
+        Raises:
+            ModelError: It cannot be written; nothing is left behind.
+        """
+        saved = self.model.save(path, external_data=external_data)
+        output = replace(file_info(saved.path, saved.nbytes), path=str(path))
+        return replace(self, report=replace(self.report, output=output, peak_memory_nbytes=peak_memory()))
+
+
+def compress(
+    model: Model | onnx.ModelProto | str | Path,
+    passes: str | Sequence[Pass] = DEFAULT_PASSES,
+    *,
+    data: Any = None,
+    target: str = "cpu",
+    seed: int = 0,
+    max_drop: float = 0.01,
+    metric: Metric | str | None = None,
+    benchmark: bool = True,
+    threads: int = 1,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Run passes over a model and measure what they did. The model itself stays as it is.
+
+    Args:
+        model: A model, or the path of one.
+        passes: Text such as ``"fold,prune:ratio=0.3"``, or pass objects; they run in this order.
+        data: Samples to calibrate and judge on: a path, ``"random"``, ``"module:function"``; see
+            `graphopt.samples.open_samples`.
+        target: Where the result will run; ``"cpu"`` is this machine's processor.
+        seed: Root of all randomness, 0 or more. Same model, options and seed: same bytes.
+        max_drop: Largest loss of the metric, or without one of agreement with the original; a fraction in [0, 1].
+        metric: ``metric(run)`` returns a score, higher is better; ``run(feeds)`` returns the outputs by name. Also as
+            text, ``"module:function"``.
+        benchmark: Whether to time the result. Without it, no pass is rolled back for being slow either.
+        threads: Threads inside an operator, 1 or more.
+        strict: Whether a pass that fails or breaks its contract is an error.
+        progress: Where long steps report.
+
+    Raises:
+        UsageError: An option is wrong.
+        ModelError: The model cannot be read, carried or run.
+        SampleError: The samples do not fit the model.
+        PassError: A pass was rolled back in a strict run.
+        GraphoptError: The metric failed on the original model.
+    """
+    start = time.perf_counter()
+    pipeline = Pipeline.parse(passes) if isinstance(passes, str) else Pipeline(tuple(passes))
+    settings = _Settings(
+        target=get_target(target),
+        metric=None if metric is None else load_metric(metric),
+        seed=int(_within("seed", seed, 0, math.inf)),
+        max_drop=_within("max_drop", max_drop, 0, 1),
+        threads=int(_within("threads", threads, 1, 1024)),
+        benchmark=benchmark,
+        progress=progress if progress is not None else SilentProgress(),
+    )
+    original = _as_model(model)
+    _refuse_unrunnable(original, threads)
+    samples = None if data is None else open_samples(data, original.interface, seed=seed)
+    context = settings.context(original, samples)
+    compressed, steps = pipeline.run(original, context, strict=strict)
+    finished = Finished(
+        pipeline=pipeline,
+        original=original,
+        model=compressed,
+        steps=steps,
+        context=context,
+        evaluator_for=lambda other: settings.evaluator(original, samples, other),
+        metric=None if metric is None else metric_name(metric),
+        benchmark=benchmark,
+        threads=threads,
+        strict=strict,
+        start=start,
+    )
+    return Result(compressed, build_report(finished))
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Checked options; attributes as the arguments of `compress`."""
+
+    target: Target
+    metric: Metric | None
+    seed: int
+    max_drop: float
+    threads: int
+    benchmark: bool
+    progress: Progress
+
+    def context(self, original: Model, samples: Samples | None) -> Context:
+        observer = None
+        if samples is not None:
+            observer = Observer(samples, threads=self.threads, progress=self.progress)
+        return Context(
+            target=self.target,
+            evaluator=self.evaluator(original, samples, self.target),
+            samples=samples,
+            seed=self.seed,
+            max_drop=self.max_drop,
+            observer=observer,
+            progress=self.progress,
+        )
+
+    def evaluator(self, original: Model, samples: Samples | None, target: Target) -> Evaluator:
+        kind = Evaluator if self.benchmark else _UntimedEvaluator
+        return kind(
+            original,
+            target,
+            samples=samples,
+            metric=self.metric,
+            seed=self.seed,
+            threads=self.threads,
+            progress=self.progress,
+        )
+
+
+class _UntimedEvaluator(Evaluator):
+    """Judges loss but not latency."""
+
+    def latency(self, before: Model, after: Model, *, seconds: float = 2.0) -> Ratio | None:
+        return None
+
+
+def _within(name: str, value: float, low: float, high: float) -> float:
+    if not low <= value <= high:
+        allowed = f"{low} or more" if math.isinf(high) else f"between {low} and {high}"
+        raise UsageError(f"{name} must be {allowed}, not {value}")
+    return value
+
+
+def _as_model(model: Model | onnx.ModelProto | str | Path) -> Model:
+    if isinstance(model, Model):
+        return model
+    return Model.from_proto(model) if isinstance(model, onnx.ModelProto) else load(model)
+
+
+def _refuse_unrunnable(model: Model, threads: int) -> None:
+    """Raise where ONNX Runtime cannot open the model: nothing about it could be proved or measured."""
+    try:
+        open_session(model, threads=threads).close()
+    except ModelError as error:
+        raise ModelError(f"ONNX Runtime cannot open '{model.path or model.graph.name}': {error}") from error

@@ -1,0 +1,272 @@
+"""The command ``graphopt``: a thin shell over `graphopt.api`. Heavy imports are late, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from graphopt import __version__
+from graphopt.command import Fraction, MainCommand, MainGroup, reports_errors
+from graphopt.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from graphopt.api import Result
+    from graphopt.model import Model
+    from graphopt.report import Report
+
+_PATH = click.Path(path_type=Path)
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_EPILOG = """\b
+Examples:
+  graphopt model.onnx -p fold,share
+  graphopt model.onnx -p fold,share,prune:ratio=0.3,quant --data samples.npz
+  graphopt model.onnx -p fold,quant --data samples/ --metric evaluate:accuracy --max-drop 0.5% -o small.onnx
+  graphopt passes quant
+
+\b
+Exit status:
+  0  done; warnings name the passes that were rolled back
+  1  the model or the samples cannot be used, or with --strict a pass failed; nothing was written
+  2  wrong usage; nothing was written
+"""
+_SEED, _THREADS = click.IntRange(min=0), click.IntRange(1, 1024)
+_version = click.version_option(__version__, prog_name="graphopt", message="%(prog)s %(version)s")
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where a run reads and writes.
+
+    Attributes:
+        model: The input.
+        output: The compressed model.
+        report: The JSON report, or None.
+    """
+
+    model: Path
+    output: Path
+    report: Path | None
+
+
+@click.command(cls=MainCommand, epilog=_EPILOG)
+@click.argument("model", type=_PATH)
+@click.option("-p", "--passes", multiple=True, metavar="PASS[:OPTION=VALUE...][,PASS...]", help="Passes, in order.")
+@click.option("-o", "--output", type=_PATH, metavar="FILE", help="Result.  [default: MODEL.opt.onnx beside the input]")
+@click.option("--in-place", is_flag=True, help="Replace the input by the result.")
+@click.option(
+    "--data",
+    metavar="SAMPLES",
+    help="Inputs to calibrate and judge on: .npz, .npy, a folder, module:function, or random.",
+)
+@click.option("--metric", metavar="MODULE:FUNCTION", help="Score to keep; higher is better.  [default: agreement]")
+@click.option(
+    "--max-drop", type=Fraction(), metavar="LOSS", default="1%", show_default=True, help="Largest loss, as 1% or 0.01."
+)
+@click.option("--target", default="cpu", show_default=True, metavar="NAME", help="Where the result will run.")
+@click.option("--seed", type=_SEED, metavar="N", default=0, show_default=True, help="Root of all randomness.")
+@click.option("--threads", type=_THREADS, metavar="N", default=1, show_default=True, help="Threads to run with.")
+@click.option("--no-benchmark", is_flag=True, help="Do not measure latency.")
+@click.option("--strict", is_flag=True, help="Fail when a pass is rolled back.")
+@click.option("--report", type=_PATH, metavar="FILE.json", help="Write everything that was measured as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", count=True, help="Print every skipped place; -vv: also debug messages.")
+@_version
+@click.pass_context
+@reports_errors
+def compress(
+    ctx: click.Context,
+    model: Path,
+    passes: tuple[str, ...],
+    output: Path | None,
+    in_place: bool,
+    data: str | None,
+    metric: str | None,
+    max_drop: float,
+    target: str,
+    seed: int,
+    threads: int,
+    no_benchmark: bool,
+    strict: bool,
+    report: Path | None,
+    quiet: bool,
+    verbose: int,
+) -> None:
+    """Compress an ONNX model: smaller, faster, and measured.
+
+    Runs the passes over MODEL, checks after each that the result is still right, rolls back what is not, and writes the
+    compressed model.
+    """
+    spec = _spec(ctx, model, passes)
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose exclude each other")
+    files = _Files(model, output_path(model, output, in_place=in_place), report)
+    check_files(files, in_place=in_place)
+
+    from graphopt import api, console
+
+    _show_debug_messages(verbose)
+    messages = console.message_console()
+    progress = console.BarProgress(messages) if messages.is_terminal and not quiet else None
+    loaded = api.load(model)
+    _spare_weights(loaded, files)
+    result = api.compress(
+        loaded,
+        spec,
+        data=data,
+        target=target,
+        seed=seed,
+        max_drop=max_drop,
+        metric=metric,
+        benchmark=not no_benchmark,
+        threads=threads,
+        strict=strict,
+        progress=progress,
+    )
+    saved = _write(result, files)
+    if not quiet:
+        _show(saved, verbose)
+
+
+def _spec(ctx: click.Context, model: Path, passes: Sequence[str]) -> str:
+    """Return the text of the pipeline; several ``-p`` add up."""
+    spec = ",".join(text.strip() for text in passes if text.strip())
+    if spec:
+        return spec
+    if not model.exists() and ctx.parent is not None and isinstance(ctx.parent.command, click.Group):
+        commands = ", ".join(ctx.parent.command.commands)
+        raise UsageError(f"there is no file and no command '{model}'; commands: {commands}")
+    from graphopt.registry import available
+
+    raise UsageError(f"give the passes to run with -p; available: {', '.join(available())}; see: graphopt passes")
+
+
+def output_path(model: Path, output: Path | None, *, in_place: bool) -> Path:
+    """Return where the result goes.
+
+    Raises:
+        UsageError: Both an output and in-place are given.
+    """
+    if in_place and output is not None:
+        raise UsageError("--in-place and --output exclude each other")
+    if in_place:
+        return model
+    if output is not None:
+        return output
+    stem = model.stem if model.suffix == ".onnx" else model.name
+    return model.with_name(f"{stem}.opt.onnx")
+
+
+def check_files(files: _Files, *, in_place: bool) -> None:
+    """Refuse, before any work, what could not be written or would destroy an input.
+
+    Raises:
+        UsageError: The message names the file and what to do.
+    """
+    if not files.model.exists():
+        raise ModelError(f"cannot read '{files.model}': no such file")
+    _check_writable(files.output, "--output")
+    if not in_place and _is_same(files.output, files.model):
+        raise UsageError(f"the output '{files.output}' is the input; to replace it say --in-place, without -o")
+    if files.report is None:
+        return
+    _check_writable(files.report, "--report")
+    for other, what in ((files.model, "input"), (files.output, "output")):
+        if _is_same(files.report, other):
+            raise UsageError(f"--report '{files.report}' is the {what} model")
+
+
+def _check_writable(path: Path, what: str) -> None:
+    if path.is_dir():
+        raise UsageError(f"{what} '{path}' is a folder; give a file name")
+    if path.exists() and not path.is_file():  # writing is atomic and would replace a device by a file
+        raise UsageError(f"{what} '{path}' is not a regular file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{what} '{path}': there is no folder '{path.parent}'")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{what} '{path}': the folder '{path.parent}' is not writable")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, also through links; files that do not exist are compared by name."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
+
+
+def _spare_weights(model: Model, files: _Files) -> None:
+    """Refuse to write over a file that the input keeps its weights in."""
+    from graphopt.report.build import data_files
+
+    for written in (files.output, files.report):
+        for used in data_files(model):
+            if written is not None and _is_same(written, used):
+                raise UsageError(f"'{written}' holds weights of the input '{files.model}'; give another name")
+
+
+def _write(result: Result, files: _Files) -> Report:
+    report = result.save(files.output).report
+    if files.report is not None:
+        write_text(files.report, report.to_text())
+    return report
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        ModelError: It cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ModelError(f"cannot write '{path}': {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _show(report: Report, verbose: int) -> None:
+    from graphopt.console import message_console, result_console
+    from graphopt.report.terminal import render
+
+    render(report, result_console(), verbose)
+    messages = message_console()
+    for warning in report.warnings:
+        messages.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+
+
+def _show_debug_messages(verbose: int) -> None:
+    if verbose > 1:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("graphopt").setLevel(logging.DEBUG)
+
+
+@click.group(cls=MainGroup, main=compress, context_settings=_CONTEXT)
+@_version
+def main() -> None:
+    """Compress ONNX models."""
+
+
+@main.command("passes")
+@click.argument("name", required=False)
+@reports_errors
+def passes_command(name: str | None) -> None:
+    """List the passes with their options, or tell all about one."""
+    from graphopt.catalogue import describe, describe_all
+    from graphopt.console import message_console, result_console
+    from graphopt.report.listing import render_pass, render_passes
+
+    if name is not None:
+        render_pass(describe(name), result_console())
+        return
+    found, broken = describe_all()
+    render_passes(found, result_console())
+    for line in broken:
+        message_console().print(f"warning: {line}", style="yellow", soft_wrap=True)
