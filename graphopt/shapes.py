@@ -6,6 +6,7 @@ and Scan; the inside of a model-local function has no types of its own, since ea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,10 +15,14 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import ModelError
+from graphopt.ir.graph import Variable
 from graphopt.ir.importer import make_variable
 from graphopt.model import Model
 
 Shape = tuple[int | str | None, ...]
+STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
+_VAGUE = frozenset({"none", "null", "unk", "unknown", "dyn", "dynamic", "dim", "any"})
+_NUMBERED = re.compile(r"[A-Za-z_][\w.]*\d")  # such as DynamicDimension.0
 _REFUSALS = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError)
 
 
@@ -69,9 +74,11 @@ def infer_shapes(model: Model) -> tuple[str, ...]:
         incomplete = tensor.dtype is None or tensor.shape is None
         if not incomplete or id(tensor) in stated or known.dtype is None:
             continue
-        tensor.dtype = tensor.dtype or known.dtype
+        tensor.dtype = known.dtype if tensor.dtype is None else tensor.dtype
         if tensor.shape is None and known.shape is not None:
             tensor.shape = list(known.shape)
+        if isinstance(tensor, Variable):
+            tensor.origin = None  # what the file stated was incomplete; completed, it would make the file larger
     return reasons
 
 
@@ -89,6 +96,7 @@ def tensor_types(model: Model, *, trust_file: bool = True) -> tuple[TensorTypes,
     proto = model.skeleton()
     if not trust_file:
         _forget(proto.graph)
+        _doubt_symbols(proto.graph)
     inferred, reasons = _infer(proto)
     types = TensorTypes()
     _collect(model.graph, inferred.graph, types)
@@ -126,13 +134,31 @@ def _infer(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
 
 
 def _forget(graph: onnx.GraphProto) -> None:
-    """Drop the inner types that the file states, and the shapes of outputs, which nobody checks either."""
+    """Drop the inner types that the file states, and the shapes of outputs, which nobody checks either.
+
+    What it states about results of operators outside the standard is kept: inference cannot know better.
+    """
+    special = {name for node in graph.node if node.domain not in STANDARD_DOMAINS for name in node.output}
+    kept = [info for info in graph.value_info if info.name in special]
     del graph.value_info[:]
+    graph.value_info.extend(kept)
     for info in graph.output:
         if info.type.WhichOneof("value") == "tensor_type":
             info.type.tensor_type.ClearField("shape")
     for body in _bodies(graph):
         _forget(body)
+
+
+def _doubt_symbols(graph: onnx.GraphProto) -> None:
+    """Clear the symbols of inputs that only say "unknown": equal ones do not mean equal sizes."""
+    for info in graph.input:
+        if info.type.WhichOneof("value") == "tensor_type":
+            for dim in info.type.tensor_type.shape.dim:
+                symbol = dim.dim_param
+                if symbol and (
+                    not symbol.isidentifier() and not _NUMBERED.fullmatch(symbol) or symbol.lower() in _VAGUE
+                ):
+                    dim.ClearField("dim_param")
 
 
 def _bind(graph: onnx.GraphProto, feeds: Mapping[str, np.ndarray]) -> None:
@@ -157,10 +183,13 @@ def _infos(graph: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
 
 def _collect(graph: gs.Graph, proto: onnx.GraphProto, types: TensorTypes) -> None:
     infos = _infos(proto)
-    own = [tensor for node in graph.nodes for tensor in node.outputs]
-    for tensor in (*graph.inputs, *graph.outputs, *own):
-        if isinstance(tensor, gs.Variable) and tensor.name in infos:
-            types[tensor] = _read(infos[tensor.name])
+    named = [(tensor, tensor.name) for tensor in graph.inputs]
+    named += [(tensor, info.name) for tensor, info in zip(graph.outputs, proto.output, strict=True)]
+    for node, node_proto in zip(graph.nodes, proto.node, strict=True):
+        named += zip(node.outputs, node_proto.output, strict=True)  # the exporter may have renamed what a body hides
+    for tensor, name in named:
+        if isinstance(tensor, gs.Variable) and name in infos:
+            types[tensor] = _read(infos[name])
     for node, node_proto in zip(graph.nodes, proto.node, strict=True):
         for attribute in node_proto.attribute:
             body = node.attrs.get(attribute.name)
