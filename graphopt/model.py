@@ -103,7 +103,7 @@ class Model:
                 return table[int(tensor.external_data[0].value)]
             return StoredTensor(tensor)
 
-        graph = Importer(export_graph(self.graph, onnx.ModelProto(), write), read).graph()
+        graph = Importer(export_graph(self.graph, onnx.ModelProto(), write, write), read).graph()
         return Model(graph, self.residue, self.path, uses_external_data=self.uses_external_data)
 
     def to_proto(self) -> onnx.ModelProto:

@@ -7,7 +7,7 @@ import heapq
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import ModelError
-from graphopt.ir.graph import Graph, bodies, declared
+from graphopt.ir.graph import Function, Graph, bodies, declared, tensor_names, walk_nodes
 
 
 def clean(graph: gs.Graph) -> int:
@@ -24,7 +24,7 @@ def clean(graph: gs.Graph) -> int:
         sort_nodes(root)
     if graph.functions:
         used = _called_functions(graph)
-        graph.functions = [function for function in graph.functions if (function.domain or "", function.name) in used]
+        graph.functions = [function for function in graph.functions if _identity(function) in used]
     return removed
 
 
@@ -42,7 +42,7 @@ def sort_nodes(graph: gs.Graph) -> None:
             position[id(producer)]
             for tensor in _needed(node)
             for producer in tensor.inputs
-            if id(producer) in position and producer is not node
+            if id(producer) in position
         }
         waiting.append(len(producers))
         for producer in producers:
@@ -94,14 +94,27 @@ def _remove_dead(graph: gs.Graph) -> int:
         stack.extend(producer[id(tensor)] for tensor in _needed(node) if id(tensor) in producer)
     dead = [node for node in graph.nodes if id(node) not in live]
     for node in dead:
+        removed += 1 + sum(1 for body in bodies(node) for _ in walk_nodes(body))
         disconnect(node)
     if dead:
         graph.nodes[:] = [node for node in graph.nodes if id(node) in live]
+    if isinstance(graph, (Graph, Function)):
+        del graph.residue.value_info[:]
     if isinstance(graph, Graph):
         used = _used_constants(graph)
-        del graph.residue.value_info[:]
         graph.declared = [constant for constant in declared(graph) if id(constant) in used]
-    return removed + len(dead)
+        _drop_annotations(graph)
+    return removed
+
+
+def _drop_annotations(graph: Graph) -> None:
+    """Remove the quantization annotations of tensors that are gone."""
+    annotations = graph.residue.quantization_annotation
+    if annotations:
+        names = tensor_names(graph)
+        kept = [annotation for annotation in annotations if annotation.tensor_name in names]
+        del annotations[:]
+        annotations.extend(kept)
 
 
 def disconnect(node: gs.Node) -> None:
@@ -118,16 +131,28 @@ def _used_constants(graph: gs.Graph) -> set[int]:
     return {id(tensor) for tensor in (*read, *graph.outputs)}
 
 
-def _called_functions(graph: gs.Graph) -> set[tuple[str, str]]:
-    functions = {(function.domain or "", function.name): function for function in graph.functions}
-    called: set[tuple[str, str]] = set()
+def _identity(function: gs.Function) -> tuple[str, str, str]:
+    """Domain, name and overload: what a node calls a function by."""
+    overload = function.residue.overload if isinstance(function, Function) else ""
+    return _domain(function.domain), function.name, overload
+
+
+def _called_functions(graph: gs.Graph) -> set[tuple[str, str, str]]:
+    functions = {_identity(function): function for function in graph.functions}
+    called: set[tuple[str, str, str]] = set()
     stack: list[gs.Graph] = [graph]
     while stack:
         scope = stack.pop()
         for node in scope.nodes:
             stack.extend(bodies(node))
-            key = (node.domain or "", node.op)
+            residue = getattr(node, "residue", None)
+            key = (_domain(node.domain), node.op, residue.overload if residue is not None else "")
             if key in functions and key not in called:
                 called.add(key)
                 stack.append(functions[key])
     return called
+
+
+def _domain(name: str | None) -> str:
+    """The standard operators have two names."""
+    return "" if name in (None, "ai.onnx") else str(name)

@@ -6,7 +6,8 @@ inline or as a reference to somewhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,14 @@ from graphopt.ir.graph import (
     Graph,
     OpaqueAttribute,
     Payload,
-    bodies,
-    declared,
     payload,
-    tensor_names,
-    tensor_owners,
-    walk_graphs,
     walk_nodes,
 )
 from graphopt.ir.importer import make_variable
 from graphopt.ir.payload import StoredSparseTensor, StoredTensor
+from graphopt.ir.placement import changed_names, constant_homes, unique_name
+
+__all__ = ["PayloadWriter", "copy_tensor_header", "export_graph", "inline", "opset_imports", "unique_name", "value_info"]
 
 PayloadWriter = Callable[[str, StoredTensor | np.ndarray], onnx.TensorProto]
 
@@ -60,33 +59,40 @@ def copy_tensor_header(source: onnx.TensorProto, target: onnx.TensorProto) -> No
     target.metadata_props.extend(source.metadata_props)
 
 
-def export_graph(graph: gs.Graph, residue: onnx.ModelProto, write: PayloadWriter = inline) -> onnx.ModelProto:
+def export_graph(
+    graph: gs.Graph,
+    residue: onnx.ModelProto,
+    write: PayloadWriter = inline,
+    write_attribute: PayloadWriter = inline,
+) -> onnx.ModelProto:
     """Return the ModelProto of a main graph.
 
     Args:
         graph: Main graph.
         residue: ModelProto fields without a GraphSurgeon counterpart.
-        write: Where the bytes of dense weights go. Attributes are always written inline.
+        write: Where the bytes of initializers go.
+        write_attribute: Where the bytes of tensors in attributes go; runtimes want them inline.
 
     Raises:
         ModelError: Something cannot be expressed in ONNX.
     """
     model = onnx.ModelProto()
     model.CopyFrom(residue)
-    _Exporter(graph, write).fill(model)
+    _Exporter(graph, write, write_attribute).fill(model)
     return model
 
 
 class _Exporter:
-    def __init__(self, graph: gs.Graph, write: PayloadWriter) -> None:
+    def __init__(self, graph: gs.Graph, write: PayloadWriter, write_attribute: PayloadWriter) -> None:
         self._graph = graph
         self._write = write
+        self._write_attribute = write_attribute
         self._homes = constant_homes(graph)
-        self._names = self._unique_names()
+        self._names = changed_names(graph, self._homes)
 
     def fill(self, model: onnx.ModelProto) -> None:
         graph = self._graph
-        if graph.ir_version is not None:
+        if graph.ir_version:
             model.ir_version = graph.ir_version
         if graph.producer_name:
             model.producer_name = graph.producer_name
@@ -95,18 +101,6 @@ class _Exporter:
         model.opset_import.extend(opset_imports(graph))
         self._fill_graph(graph, model.graph)
         model.functions.extend(self._function(function) for function in graph.functions)
-
-    def _unique_names(self) -> dict[int, str]:
-        """Names for constants that are new in their scope while another tensor somewhere has their name."""
-        moved: list[gs.Constant] = []
-        for scope in walk_graphs(self._graph):
-            kept = {id(constant) for constant in declared(scope)}
-            moved.extend(constant for constant in self._homes[id(scope)] if id(constant) not in kept)
-        if not moved:
-            return {}
-        owners = tensor_owners(self._graph)
-        taken = set(owners)
-        return {id(c): unique_name(c.name, taken) for c in moved if len(owners[c.name]) > 1}
 
     def _name(self, tensor: gs.Tensor) -> str:
         return self._names.get(id(tensor), tensor.name)
@@ -121,26 +115,23 @@ class _Exporter:
         self._fill_initializers(graph, proto)
         proto.node.extend(self._node(node) for node in graph.nodes)
         proto.input.extend(self._inputs(graph))
-        proto.output.extend(self._value_info(tensor) for tensor in graph.outputs)
+        proto.output.extend(self._output(graph, tensor) for tensor in graph.outputs)
         proto.value_info.extend(self._inner_value_infos(graph))
-        if proto.quantization_annotation:
-            kept = [a for a in proto.quantization_annotation if a.tensor_name in tensor_names(graph)]
-            del proto.quantization_annotation[:]
-            proto.quantization_annotation.extend(kept)
 
     def _fill_initializers(self, graph: gs.Graph, proto: onnx.GraphProto) -> None:
-        for constant in self._homes[id(graph)]:
-            self._fill_initializer(self._name(constant), payload(constant), proto)
-        for name, held in getattr(graph, "defaults", {}).items():
-            self._fill_initializer(name, held, proto)
-
-    def _fill_initializer(self, name: str, held: Payload, proto: onnx.GraphProto) -> None:
-        if isinstance(held, StoredSparseTensor):
-            sparse = proto.sparse_initializer.add()
-            sparse.CopyFrom(held.tensor)
-            sparse.values.name = name
-        else:
-            proto.initializer.append(self._write(name, held))
+        stored = [(constant.name, self._name(constant), payload(constant)) for constant in self._homes[id(graph)]]
+        if isinstance(graph, Graph):
+            names = {tensor.name: self._name(tensor) for tensor in graph.inputs}
+            stored += [(name, names.get(name, name), held) for name, held in graph.defaults.items()]
+            place = {name: number for number, name in enumerate(graph.initializer_order)}
+            stored.sort(key=lambda item: place.get(item[0], len(place)))
+        for _, name, held in stored:
+            if isinstance(held, StoredSparseTensor):
+                sparse = proto.sparse_initializer.add()
+                sparse.CopyFrom(held.tensor)
+                sparse.values.name = name
+            else:
+                proto.initializer.append(self._write(name, held))
 
     def _inputs(self, graph: gs.Graph) -> list[onnx.ValueInfoProto]:
         infos = {tensor.name: self._value_info(tensor) for tensor in graph.inputs}
@@ -151,23 +142,29 @@ class _Exporter:
         ordered = [name for name in graph.input_order if name in infos]
         return [infos[name] for name in dict.fromkeys([*ordered, *infos])]
 
+    def _output(self, graph: gs.Graph, tensor: gs.Tensor) -> onnx.ValueInfoProto:
+        stated = graph.output_infos.get(tensor.name) if isinstance(graph, Graph) else None
+        if stated is None or not _agree(stated, tensor):
+            return self._value_info(tensor)
+        return _named(stated, self._name(tensor))
+
     def _inner_value_infos(self, graph: gs.Graph) -> list[onnx.ValueInfoProto]:
-        """Types of the graph's own inner tensors, in order of first appearance.
+        """Types of the graph's own inner tensors, in order of first appearance; of a function's ends too.
 
         Only for tensors whose type the file stated: inferred types would make it larger.
         """
-        shown = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
-        infos: dict[str, onnx.ValueInfoProto] = {}
+        ends = (*graph.inputs, *graph.outputs)
+        hidden = set() if isinstance(graph, gs.Function) else {tensor.name for tensor in ends}
+        listed = graph.listed if isinstance(graph, Graph) else {}
         inner = [tensor for node in graph.nodes for tensor in node.outputs]
-        for tensor in (*self._homes[id(graph)], *inner):
-            if tensor.name in shown or tensor.name in infos or tensor.is_empty():
+        infos: dict[str, onnx.ValueInfoProto] = {}
+        for tensor in (*self._homes[id(graph)], *(() if hidden else ends), *inner):
+            name = self._name(tensor)
+            if tensor.name in hidden or name in infos or not name or getattr(tensor, "origin", None) is None:
                 continue
-            if isinstance(tensor, gs.Constant):
-                origin = tensor.origin if isinstance(tensor, Constant) else None
-                if origin is not None and tensor.name not in getattr(graph, "listed", {}):
-                    infos[tensor.name] = self._value_info(tensor)
-            elif getattr(tensor, "origin", None) is not None:
-                infos[tensor.name] = self._value_info(tensor)
+            forgotten = not isinstance(tensor, gs.Constant) and tensor.dtype is None and not _as_stated(tensor)
+            if not forgotten and tensor.name not in listed:
+                infos[name] = self._value_info(tensor)
         return list(infos.values())
 
     def _value_info(self, tensor: gs.Tensor) -> onnx.ValueInfoProto:
@@ -184,7 +181,7 @@ class _Exporter:
         if node.domain is not None:
             proto.domain = node.domain
         proto.input.extend(self._name(tensor) for tensor in node.inputs)
-        proto.output.extend(tensor.name for tensor in node.outputs)
+        proto.output.extend(self._name(tensor) for tensor in node.outputs)
         origins = getattr(node, "attribute_origins", {})
         for name, value in node.attrs.items():
             self._fill_attribute(name, value, origins.get(name), proto.attribute.add())
@@ -209,9 +206,9 @@ class _Exporter:
             held = payload(value)
             if isinstance(held, StoredSparseTensor):
                 raise ModelError(f"attribute '{name}' holds a sparse tensor where a dense one is needed")
-            proto.t.CopyFrom(inline(value.name, held))
+            proto.t.CopyFrom(self._write_attribute(value.name, held))
         else:
-            proto.MergeFrom(_plain_attribute(name, value))
+            proto.MergeFrom(_plain_attribute(name, value, origin[1].type if origin is not None else None))
 
     def _function(self, function: gs.Function) -> onnx.FunctionProto:
         proto = onnx.FunctionProto()
@@ -222,9 +219,8 @@ class _Exporter:
             proto.doc_string = function.doc_string
         proto.input.extend(tensor.name for tensor in function.inputs)
         proto.output.extend(tensor.name for tensor in function.outputs)
-        exporter = _Exporter(function, inline)
-        for constant in exporter._homes[id(function)]:
-            proto.node.append(_constant_node(constant))
+        exporter = _Exporter(function, self._write_attribute, self._write_attribute)
+        proto.node.extend(exporter._constant_node(constant) for constant in exporter._homes[id(function)])
         proto.node.extend(exporter._node(node) for node in function.nodes)
         proto.value_info.extend(exporter._inner_value_infos(function))
         proto.opset_import.extend(opset_imports(function))
@@ -236,83 +232,65 @@ class _Exporter:
                 exporter._fill_attribute(name, value, origins.get(name), proto.attribute_proto.add())
         return proto
 
-
-def constant_homes(graph: gs.Graph) -> dict[int, list[gs.Constant]]:
-    """Decide which scope stores each constant: where the file had it, else the innermost scope around all its users.
-
-    Returns:
-        For the id of each scope its constants: those of the file in file order, then new ones in order of first use.
-        Declared constants that nobody uses stay where they were.
-    """
-    parents: dict[int, gs.Graph | None] = {id(graph): None}
-    depth: dict[int, int] = {id(graph): 0}
-    order: list[gs.Graph] = []
-    lowest: dict[int, tuple[gs.Constant, gs.Graph]] = {}
-
-    def ancestor(a: gs.Graph, b: gs.Graph) -> gs.Graph:
-        while a is not b:
-            if depth[id(a)] < depth[id(b)]:
-                a, b = b, a
-            parent = parents[id(a)]
-            assert parent is not None
-            a = parent
-        return a
-
-    stack = [graph]
-    while stack:
-        scope = stack.pop()
-        order.append(scope)
-        for tensor in _uses(scope):
-            _, other = lowest.get(id(tensor), (tensor, scope))
-            lowest[id(tensor)] = (tensor, ancestor(scope, other))
-        for body in reversed([body for node in scope.nodes for body in bodies(node)]):
-            parents[id(body)], depth[id(body)] = scope, depth[id(scope)] + 1
-            stack.append(body)
-
-    homes: dict[int, list[gs.Constant]] = {id(scope): [] for scope in order}
-    placed: set[int] = set()
-    for scope in order:
-        for constant in declared(scope):
-            _, user = lowest.get(id(constant), (constant, scope))
-            if id(constant) not in placed and ancestor(scope, user) is scope:
-                homes[id(scope)].append(constant)
-                placed.add(id(constant))
-    for constant, scope in lowest.values():
-        if id(constant) not in placed:
-            homes[id(scope)].append(constant)
-    return homes
-
-
-def _uses(scope: gs.Graph) -> Iterator[gs.Constant]:
-    for node in scope.nodes:
-        yield from (tensor for tensor in node.inputs if isinstance(tensor, gs.Constant))
-    yield from (tensor for tensor in scope.outputs if isinstance(tensor, gs.Constant))
+    def _constant_node(self, constant: gs.Constant) -> onnx.NodeProto:
+        """Functions have no initializers."""
+        name, held = self._name(constant), payload(constant)
+        if isinstance(held, StoredSparseTensor):
+            return onnx.helper.make_node("Constant", [], [name], sparse_value=held.tensor)
+        return onnx.helper.make_node("Constant", [], [name], value=self._write_attribute(name, held))
 
 
 def value_info(tensor: gs.Tensor, name: str) -> onnx.ValueInfoProto:
     """Return the ValueInfoProto of a tensor; the one it was read from if type and shape still agree with it."""
     origin = getattr(tensor, "origin", None)
+    if origin is not None and (isinstance(tensor, gs.Constant) or _as_stated(tensor)):
+        return _named(origin, name)
     shape = list(tensor.shape) if tensor.shape is not None else None
-    if origin is not None:
-        then = make_variable(name, origin)
-        if isinstance(tensor, gs.Constant) or (then.dtype == tensor.dtype and then.shape == shape):
-            info = onnx.ValueInfoProto()
-            info.CopyFrom(origin)
-            info.name = name
-            return info
     if tensor.dtype is None:
-        return onnx.helper.make_empty_tensor_value_info(name)
-    info = onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape)
+        info = onnx.helper.make_empty_tensor_value_info(name)
+    else:
+        element_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+        info = onnx.helper.make_tensor_value_info(name, element_type, shape)
     if origin is not None:
-        info.doc_string = origin.doc_string
         info.metadata_props.extend(origin.metadata_props)
+        if origin.doc_string:
+            info.doc_string = origin.doc_string
+        if origin.type.denotation:
+            info.type.denotation = origin.type.denotation
     return info
+
+
+def _named(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+    copied = onnx.ValueInfoProto()
+    copied.CopyFrom(info)
+    copied.name = name
+    return copied
+
+
+def _as_stated(tensor: gs.Variable) -> bool:
+    """Whether type and shape are those of the ValueInfoProto that the tensor was read from."""
+    then = make_variable(tensor.name, tensor.origin)
+    shape = list(tensor.shape) if tensor.shape is not None else None
+    return bool(then.dtype == tensor.dtype and then.shape == shape)
+
+
+def _agree(info: onnx.ValueInfoProto, tensor: gs.Tensor) -> bool:
+    """Whether what is known of the tensor allows what the proto states."""
+    stated = make_variable(tensor.name, info)
+    if stated.dtype is not None and tensor.dtype is not None and stated.dtype != tensor.dtype:
+        return False
+    if stated.shape is None or tensor.shape is None:
+        return True
+    sizes = list(zip(stated.shape, tensor.shape, strict=False))
+    fixed = [(a, b) for a, b in sizes if isinstance(a, int) and isinstance(b, int)]
+    return len(stated.shape) == len(tensor.shape) and all(a == b for a, b in fixed)
 
 
 def opset_imports(graph: gs.Graph) -> list[onnx.OperatorSetIdProto]:
     """Return the imports, with the graph's opset and version 1 of each domain that a pass started to use."""
     imports = []
-    for item in graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)]:
+    domains = graph.import_domains if graph.import_domains is not None else [onnx.helper.make_opsetid("", graph.opset)]
+    for item in domains:
         kept = onnx.OperatorSetIdProto()
         kept.CopyFrom(item)
         if item.domain in ("", "ai.onnx") and graph.opset:
@@ -324,24 +302,8 @@ def opset_imports(graph: gs.Graph) -> list[onnx.OperatorSetIdProto]:
     return imports
 
 
-def unique_name(wanted: str, taken: set[str]) -> str:
-    """Return `wanted`, or `wanted_1`, `wanted_2` ..., whichever is free, and take it."""
-    name, number = wanted, 0
-    while name in taken:
-        number += 1
-        name = f"{wanted}_{number}"
-    taken.add(name)
-    return name
-
-
-def _constant_node(constant: gs.Constant) -> onnx.NodeProto:
-    held = payload(constant)
-    if isinstance(held, StoredSparseTensor):
-        return onnx.helper.make_node("Constant", [], [constant.name], sparse_value=held.tensor)
-    return onnx.helper.make_node("Constant", [], [constant.name], value=inline(constant.name, held))
-
-
-def _plain_attribute(name: str, value: Any) -> onnx.AttributeProto:
+def _plain_attribute(name: str, value: Any, kind: int | None) -> onnx.AttributeProto:
+    """Return the proto of a number, text, array or list; of the type that the attribute had in the file, if any."""
     if isinstance(value, gs.Node.AttributeRef):
         kinds = {float: "FLOAT", int: "INT", str: "STRING", gs.Tensor: "TENSOR", gs.Graph: "GRAPH"}
         if value.type not in kinds:
@@ -351,9 +313,22 @@ def _plain_attribute(name: str, value: Any) -> onnx.AttributeProto:
     if isinstance(value, np.ndarray):
         return onnx.helper.make_attribute(name, numpy_helper.from_array(value, name))
     if isinstance(value, list) and not value:
-        raise ModelError(f"attribute '{name}' is an empty list, whose type ONNX cannot tell")
+        if kind is None:
+            raise ModelError(f"attribute '{name}' is an empty list, whose type ONNX cannot tell")
+        return onnx.AttributeProto(name=name, type=kind)
+    if kind == onnx.AttributeProto.FLOAT and isinstance(value, int):
+        value = float(value)
+    elif kind == onnx.AttributeProto.FLOATS and isinstance(value, list):
+        value = [float(item) for item in value]
     return onnx.helper.make_attribute(name, value)
 
 
 def _same(value: Any, origin: Any) -> bool:
-    return type(value) is type(origin) and bool(value == origin)
+    """Whether two attribute values are alike to the bit: a NaN is itself, and -0.0 is not 0.0."""
+    if type(value) is not type(origin):
+        return False
+    if isinstance(value, float):
+        return struct.pack("d", value) == struct.pack("d", origin)
+    if isinstance(value, list):
+        return len(value) == len(origin) and all(map(_same, value, origin))
+    return bool(value == origin)

@@ -59,8 +59,10 @@ class Variable(gs.Variable):
 class Constant(gs.Constant):
     """A weight whose stored payload is kept when its values are looked at."""
 
-    def __init__(self, *args: Any, origin: onnx.ValueInfoProto | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, name: str, values: Payload, *, origin: onnx.ValueInfoProto | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(name, frozen(values), **kwargs)
         self.origin = origin
 
     __eq__ = object.__eq__
@@ -68,12 +70,12 @@ class Constant(gs.Constant):
 
     @property
     def values(self) -> np.ndarray:
-        """The values, read-only while they are the stored ones."""
+        """The values, read-only; assign an array to replace them."""
         return self._values.load() if isinstance(self._values, StoredPayload) else self._values
 
     @values.setter
     def values(self, values: Payload) -> None:
-        self._values = values
+        self._values = frozen(values)
 
 
 class Graph(gs.Graph):
@@ -86,6 +88,9 @@ class Graph(gs.Graph):
             are Variables: nothing may be folded from them.
         listed: Names of constants that are also listed as graph inputs (IR version 3 and earlier), in file order.
         input_order: Names of all listed graph inputs in file order.
+        initializer_order: Names of all initializers in file order, overridable or not.
+        output_infos: Types of those outputs that are stated differently elsewhere: an input that is an output too, or a
+            value of the graph around a body.
     """
 
     def __init__(self, *args: Any, residue: onnx.GraphProto | None = None, **kwargs: Any) -> None:
@@ -95,6 +100,8 @@ class Graph(gs.Graph):
         self.defaults: dict[str, StoredTensor | StoredSparseTensor] = {}
         self.listed: dict[str, onnx.ValueInfoProto] = {}
         self.input_order: list[str] = []
+        self.initializer_order: list[str] = []
+        self.output_infos: dict[str, onnx.ValueInfoProto] = {}
 
 
 class Function(gs.Function):
@@ -118,7 +125,17 @@ def declared(graph: gs.Graph) -> list[gs.Constant]:
 
 def payload(constant: gs.Constant) -> Payload:
     """Return what the constant holds, without loading it."""
-    return constant._values  # the one place where the private field is read
+    held: Payload = constant._values  # the one place where the private field is read
+    return held
+
+
+def frozen(values: Payload) -> Payload:
+    """Return the payload so that nobody can write into it by mistake; the caller's own array stays as it is."""
+    if isinstance(values, StoredPayload) or (isinstance(values, np.ndarray) and not values.flags.writeable):
+        return values
+    view = np.asarray(values).view()
+    view.flags.writeable = False
+    return view
 
 
 def payload_bytes(constant: gs.Constant) -> int:

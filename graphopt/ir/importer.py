@@ -7,7 +7,7 @@ keeps it in the object's residue (see `graphopt.ir.graph`), or refuses the model
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from graphopt.errors import ModelError
 from graphopt.ir.graph import Constant, Function, Graph, Node, OpaqueAttribute, Variable
-from graphopt.ir.payload import StoredSparseTensor, StoredTensor, numpy_dtype
+from graphopt.ir.payload import StoredSparseTensor, StoredTensor, is_external, numpy_dtype
 
 Scope = dict[str, gs.Tensor]
 TensorFactory = Callable[[onnx.TensorProto], Any]
@@ -62,8 +62,8 @@ def residue_of(proto: ProtoT, handled: frozenset[str], where: str) -> ProtoT:
         )
     residue = type(proto)()
     for descriptor, value in proto.ListFields():
-        if descriptor.name in handled:
-            continue
+        if descriptor.name in handled and (descriptor.is_repeated or descriptor.message_type is not None or value):
+            continue  # what is handled but set to nothing stays here: protobuf tells it from what is not set
         if descriptor.is_repeated:
             getattr(residue, descriptor.name).extend(value)
         elif descriptor.message_type is not None:
@@ -84,12 +84,16 @@ class Importer:
     def __init__(self, model: onnx.ModelProto, make_payload: TensorFactory) -> None:
         self._model = model
         self._make_payload = make_payload
-        self._opset = default_opset(model.opset_import)
+        self._opset = default_opset(model.opset_import) or 1  # without imports: ONNX IR, OperatorSetIdProto
 
     def graph(self) -> Graph:
         """Return the main graph with its functions."""
         model = self._model
         functions = [self._function(proto) for proto in model.functions]
+        identities = [function.unique_id for function in functions]
+        for domain, name, overload in identities:
+            if identities.count((domain, name, overload)) > 1:
+                raise ModelError(f"function '{domain}.{name}' (overload '{overload}') is defined more than once")
         return self._graph(
             model.graph,
             {},
@@ -114,15 +118,19 @@ class Importer:
                 scope[name] = constant
         inputs = []
         for info in proto.input:
-            if isinstance(scope.local(info.name), gs.Constant):
+            found = scope.local(info.name)
+            if info.name in listed or isinstance(found, gs.Variable):
+                raise ModelError(f"{where}: input '{info.name}' is listed more than once")
+            if isinstance(found, gs.Constant):
                 listed[info.name] = info
             else:
                 inputs.append(scope.define(info.name, infos))
         scope.define_outputs(proto.node, infos)
         nodes = [self._node(node, scope, infos) for node in proto.node]
-        outputs = [scope.local(info.name) or scope.define(info.name, infos) for info in proto.output]
+        outputs = [scope.find(info.name, infos) for info in proto.output]
         residue = residue_of(proto, _GRAPH_FIELDS, where)
-        residue.value_info.extend(_stray_infos(proto, scope))
+        shown = {info.name for infos_ in (proto.input, proto.output) for info in infos_}
+        residue.value_info.extend(_stray_infos(proto.value_info, scope, shown))
         graph = Graph(
             nodes,
             inputs,
@@ -136,6 +144,12 @@ class Importer:
         graph.declared = [constant for name, constant in declared.items() if name not in overridable]
         graph.defaults, graph.listed = defaults, listed
         graph.input_order = [info.name for info in proto.input]
+        graph.initializer_order = list(declared)
+        graph.output_infos = {
+            info.name: info
+            for info, tensor in zip(proto.output, outputs, strict=True)
+            if tensor.origin is None or tensor.origin != info
+        }
         return graph
 
     def _initializers(self, proto: onnx.GraphProto, infos: dict[str, onnx.ValueInfoProto]) -> dict[str, Constant]:
@@ -177,6 +191,8 @@ class Importer:
         values: OrderedDict[str, Any] = OrderedDict()
         origins: dict[str, tuple[Any, onnx.AttributeProto]] = {}
         for proto in protos:
+            if proto.name in values:
+                raise ModelError(f"{where}: attribute '{proto.name}' is given more than once")
             value = self._attribute(proto, scope, where)
             values[proto.name] = value
             origins[proto.name] = (list(value) if isinstance(value, list) else value, proto)
@@ -187,6 +203,8 @@ class Importer:
         if proto.ref_attr_name:
             return gs.Node.AttributeRef(proto.ref_attr_name, _REFERENCE_TYPES.get(kind, list))
         if kind in _OPAQUE:
+            if any(is_external(tensor) for tensor in _tensors_in(proto)):
+                raise ModelError(f"{where}: attribute '{proto.name}' holds external data in a form graphopt cannot carry")
             return OpaqueAttribute(proto)
         if kind == onnx.AttributeProto.GRAPH:
             return self._graph(proto.g, scope)
@@ -216,6 +234,8 @@ class Importer:
         nodes = [self._node(node, scope, infos) for node in proto.node]
         outputs = [scope.local(name) or scope.define(name, infos) for name in proto.output]
         where = f"function '{proto.domain}.{proto.name}'"
+        residue = residue_of(proto, _FUNCTION_FIELDS, where)
+        residue.value_info.extend(_stray_infos(proto.value_info, scope, set()))
         defaults, origins = self._attributes(proto.attribute_proto, scope, where)
         function = Function(
             proto.name,
@@ -227,7 +247,7 @@ class Importer:
             opset=default_opset(proto.opset_import) or self._opset,
             import_domains=list(proto.opset_import),
             attrs={**dict.fromkeys(proto.attribute), **defaults},
-            residue=residue_of(proto, _FUNCTION_FIELDS, where),
+            residue=residue,
         )
         function.attribute_origins = origins
         return function
@@ -245,7 +265,7 @@ class _ChildScope(dict[str, gs.Tensor]):
 
     def lookup(self, name: str) -> gs.Tensor | None:
         found = dict.get(self, name)
-        if found is None and self._outer:
+        if found is None:
             found = self._outer.lookup(name) if isinstance(self._outer, _ChildScope) else self._outer.get(name)
         return found
 
@@ -256,10 +276,9 @@ class _ChildScope(dict[str, gs.Tensor]):
     def define_outputs(self, nodes: Iterable[onnx.NodeProto], infos: dict[str, onnx.ValueInfoProto]) -> None:
         """Define what the nodes produce before any is read: files with nodes out of order exist."""
         for name in (name for node in nodes for name in node.output if name):
-            if name in self and (self[name].inputs or isinstance(self[name], gs.Constant)):
+            if name in self:
                 raise ModelError(f"tensor '{name}' is defined more than once")
-            if name not in self:
-                self.define(name, infos)
+            self.define(name, infos)
 
     def find(self, name: str, infos: dict[str, onnx.ValueInfoProto]) -> gs.Tensor:
         """Return the tensor visible under this name; one that nobody defines is left to the checker to refuse."""
@@ -296,10 +315,21 @@ def _value_infos(proto: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
     return {info.name: info for infos in (proto.value_info, proto.output, proto.input) for info in infos}
 
 
-def _stray_infos(proto: onnx.GraphProto, scope: _ChildScope) -> list[onnx.ValueInfoProto]:
-    """Types of names that are no inner tensor of this graph: of no use, but part of the file."""
-    shown = {info.name for infos in (proto.input, proto.output) for info in infos}
-    return [info for info in proto.value_info if info.name in shown or scope.local(info.name) is None]
+def _stray_infos(
+    infos: Sequence[onnx.ValueInfoProto], scope: _ChildScope, shown: set[str]
+) -> list[onnx.ValueInfoProto]:
+    """Types of names that are no inner tensor of this graph, or are stated twice: of no use, but part of the file."""
+    last = {info.name: number for number, info in enumerate(infos)}
+    return [
+        info
+        for number, info in enumerate(infos)
+        if info.name in shown or scope.local(info.name) is None or last[info.name] != number
+    ]
+
+
+def _tensors_in(proto: onnx.AttributeProto) -> list[onnx.TensorProto]:
+    sparse = (proto.sparse_tensor, *proto.sparse_tensors)
+    return [*proto.tensors, *(part for tensor in sparse for part in (tensor.values, tensor.indices))]
 
 
 def _text(raw: bytes) -> str | bytes:

@@ -63,6 +63,8 @@ class StoredTensor(LazyValues):
         self.shape = tuple(tensor.dims)
         self.dtype = numpy_dtype(tensor.data_type)
         self.nbytes = _tensor_bytes(tensor)
+        if is_external(tensor) and folder is None:
+            raise ModelError(f"tensor '{tensor.name}' is external data, but of a model that was not read from a file")
         self.folder = folder if is_external(tensor) else None
         self._cache: weakref.ref[np.ndarray] | None = None
 
@@ -112,6 +114,8 @@ class StoredSparseTensor(SparseValues):
     """A sparse initializer as the file has it; see `StoredTensor` for the attributes."""
 
     def __init__(self, tensor: onnx.SparseTensorProto) -> None:
+        if is_external(tensor.values) or is_external(tensor.indices):
+            raise ModelError(f"sparse tensor '{tensor.values.name}' is external data, which graphopt cannot carry")
         self.tensor = tensor
         self.shape = tuple(tensor.dims)
         self.dtype = numpy_dtype(tensor.values.data_type)
