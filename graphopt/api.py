@@ -193,4 +193,4 @@ def _refuse_unrunnable(model: Model, threads: int) -> None:
     try:
         open_session(model, threads=threads).close()
     except ModelError as error:
-        raise ModelError(f"ONNX Runtime cannot open '{model.path or model.graph.name}': {error}") from error
+        raise ModelError(f"'{model.path or model.graph.name}': {error}") from error

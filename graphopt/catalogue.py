@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from graphopt import registry
 from graphopt.base import Pass
 from graphopt.errors import RegistryError
-from graphopt.registry import available, pass_class
 from graphopt.spec import options
 
 _SECTION = re.compile(r"^(Attributes|Args|Returns|Raises|Example|Examples|Note|Notes|References|Source):$", re.M)
@@ -62,7 +62,7 @@ def describe(name: str) -> PassInfo:
     Raises:
         RegistryError: There is no such pass, or it cannot be imported.
     """
-    cls = pass_class(name)
+    cls = registry.pass_class(name)
     text = _docstring(cls)
     summary, _, rest = _SECTION.split(text, maxsplit=1)[0].strip().partition("\n")
     meanings = attributes_of(text)
@@ -70,13 +70,13 @@ def describe(name: str) -> PassInfo:
         OptionInfo(option.name, _typed(option.default), option.allowed, meanings.get(option.name, ""))
         for option in options(cls)
     )
-    return PassInfo(name, available()[name], summary, rest.strip(), described, cls.lossless, cls.requires)
+    return PassInfo(name, registry.available()[name], summary, rest.strip(), described, cls.lossless, cls.requires)
 
 
 def describe_all() -> tuple[list[PassInfo], list[str]]:
     """Return every pass that can be imported, and one line for each that cannot."""
     found, broken = [], []
-    for name in available():
+    for name in registry.available():
         try:
             found.append(describe(name))
         except RegistryError as error:

@@ -13,6 +13,9 @@ import click
 
 from graphopt import __version__
 from graphopt.command import Fraction, MainCommand, MainGroup, reports_errors
+from graphopt.commands import bench as bench_command
+from graphopt.commands import inspect as inspect_command
+from graphopt.commands import passes as passes_command
 from graphopt.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -254,19 +257,5 @@ def main() -> None:
     """Compress ONNX models."""
 
 
-@main.command("passes")
-@click.argument("name", required=False)
-@reports_errors
-def passes_command(name: str | None) -> None:
-    """List the passes with their options, or tell all about one."""
-    from graphopt.catalogue import describe, describe_all
-    from graphopt.console import message_console, result_console
-    from graphopt.report.listing import render_pass, render_passes
-
-    if name is not None:
-        render_pass(describe(name), result_console())
-        return
-    found, broken = describe_all()
-    render_passes(found, result_console())
-    for line in broken:
-        message_console().print(f"warning: {line}", style="yellow", soft_wrap=True)
+for subcommand in (passes_command, inspect_command, bench_command):
+    main.add_command(subcommand)

@@ -42,7 +42,7 @@ def encode(report: Report) -> dict[str, Any]:
         "drop": _drop(report.drop),
         "drop_reason": report.drop_reason,
         "latency": ratio_json(report.latency),
-        "timings": [_timing(timing) for timing in report.timings],
+        "timings": [timing_json(timing) for timing in report.timings],
         "seconds": round(report.seconds, 3),
         "peak_memory_nbytes": report.peak_memory_nbytes,
         "warnings": list(report.warnings),
@@ -115,7 +115,8 @@ def _drop(drop: Drop | None) -> dict[str, Any] | None:
     }
 
 
-def _timing(timing: Timing) -> dict[str, Any]:
+def timing_json(timing: Timing) -> dict[str, Any]:
+    """Return a latency ratio with its conditions."""
     return {
         "provider": timing.provider,
         "threads": timing.threads,

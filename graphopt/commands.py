@@ -1,0 +1,99 @@
+"""The subcommands: passes, inspect, bench. Heavy imports are late."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from graphopt.command import reports_errors
+from graphopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from graphopt.model import Model
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command("passes")
+@click.argument("name", required=False)
+@reports_errors
+def passes(name: str | None) -> None:
+    """List the passes with their options, or tell all about one."""
+    from graphopt.catalogue import describe, describe_all
+    from graphopt.console import message_console, result_console
+    from graphopt.report.listing import render_pass, render_passes
+
+    if name is not None:
+        render_pass(describe(name), result_console())
+        return
+    found, broken = describe_all()
+    render_passes(found, result_console())
+    for line in broken:
+        message_console().print(f"warning: {line}", style="yellow", soft_wrap=True)
+
+
+@click.command("inspect")
+@click.argument("model", type=_FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every node.")
+@reports_errors
+def inspect(model: Path, as_json: bool) -> None:
+    """Show what is in a model: interface, operators, largest layers."""
+    import json
+
+    from graphopt.console import result_console
+    from graphopt.inspection import inspect_model
+    from graphopt.report.inspection import render_inspection
+
+    found = inspect_model(model)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+    else:
+        render_inspection(found, result_console())
+
+
+@click.command("bench")
+@click.argument("before", type=_FILE)
+@click.argument("after", type=_FILE)
+@click.option("--data", default="random", show_default=True, metavar="SAMPLES", help="Inputs, as for the main command.")
+@click.option("--target", default="cpu", show_default=True, metavar="NAME", help="Where to run.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N", help="Threads.")
+@click.option("--seconds", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, metavar="S", help="Time.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of random inputs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@reports_errors
+def bench(
+    before: Path, after: Path, data: str, target: str, threads: int, seconds: float, seed: int, as_json: bool
+) -> None:
+    """Time two models against each other in interleaved pairs of runs."""
+    import json
+
+    from graphopt.evaluate import Evaluator
+    from graphopt.reader import load
+    from graphopt.report import Timing
+    from graphopt.report.encode import timing_json
+    from graphopt.report.terminal import timing_line
+    from graphopt.samples import open_samples
+    from graphopt.targets import get_target
+
+    chosen = get_target(target)
+    first, second = load(before), load(after)
+    _check_same_inputs(first, second)
+    samples = open_samples(data, first.interface, seed=seed)
+    evaluator = Evaluator(first, chosen, samples=samples, seed=seed, threads=threads)
+    ratio = evaluator.latency(first, second, seconds=seconds)
+    if ratio is None:
+        raise UsageError(f"this machine cannot run the target {chosen.name}: it needs {chosen.provider}")
+    timing = Timing(chosen.provider, threads, samples.is_random, ratio, "")
+    if as_json:
+        click.echo(json.dumps(timing_json(timing), indent=2))
+    else:
+        click.echo(f"'{after}' takes {timing_line(timing)}".replace(" x (", " x the time (", 1))
+
+
+def _check_same_inputs(first: Model, second: Model) -> None:
+    wanted, found = ({spec.name: spec.dtype for spec in model.interface.inputs} for model in (first, second))
+    if wanted != found:
+        texts = [", ".join(f"{name}: {dtype}" for name, dtype in inputs.items()) for inputs in (wanted, found)]
+        raise UsageError(f"the two models have different inputs: {texts[0]} and {texts[1]}")
