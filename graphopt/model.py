@@ -12,9 +12,9 @@ import onnx_graphsurgeon as gs
 
 from graphopt.errors import ModelError
 from graphopt.ir.exporter import copy_tensor_header, export_graph, inline, value_info
-from graphopt.ir.graph import Graph, constants, payload_bytes, walk_nodes
+from graphopt.ir.graph import Graph, constants, frozen, payload, payload_bytes, tensor_owners, walk_nodes
 from graphopt.ir.importer import Importer, residue_of, stored_payloads
-from graphopt.ir.payload import StoredTensor
+from graphopt.ir.payload import StoredTensor, is_external
 from graphopt.writer import SavedModel, save_model
 
 _MODEL_FIELDS = frozenset(
@@ -83,11 +83,9 @@ class Model:
         Raises:
             ModelError: Part of the model cannot be carried; the message names it.
         """
-        folder = path.resolve().parent if path is not None else None
-        graph = Importer(proto, stored_payloads(folder)).graph()
-        external = any(
-            isinstance(c._values, StoredTensor) and c._values.is_external for c in (*graph.declared, *constants(graph))
-        )
+        graph = Importer(proto, stored_payloads(data_folder(path) if path is not None else None)).graph()
+        held = (payload(constant) for constant in (*graph.declared, *constants(graph)))
+        external = any(isinstance(item, StoredTensor) and item.is_external for item in held)
         return cls(graph, residue_of(proto, _MODEL_FIELDS, "model"), path, uses_external_data=external)
 
     def copy(self) -> Model:
@@ -95,13 +93,11 @@ class Model:
         table: list[StoredTensor | np.ndarray] = []
 
         def write(name: str, held: StoredTensor | np.ndarray) -> onnx.TensorProto:
-            table.append(held)
+            table.append(frozen(held))
             return _placeholder(name, held, str(len(table) - 1))
 
         def read(tensor: onnx.TensorProto) -> StoredTensor | np.ndarray:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL and tensor.external_data[0].key == _REFERENCE:
-                return table[int(tensor.external_data[0].value)]
-            return StoredTensor(tensor)
+            return table[int(tensor.external_data[0].value)] if _is_placeholder(tensor) else StoredTensor(tensor)
 
         graph = Importer(export_graph(self.graph, onnx.ModelProto(), write, write), read).graph()
         return Model(graph, self.residue, self.path, uses_external_data=self.uses_external_data)
@@ -123,16 +119,14 @@ class Model:
         never run or save it.
         """
         declared: dict[str, onnx.ValueInfoProto] = {}
-        placed: set[str] = set()
+        owners = tensor_owners(self.graph)
 
         def write(name: str, held: StoredTensor | np.ndarray) -> onnx.TensorProto:
-            large = held.nbytes > _SMALL and name not in placed and held.dtype != object
-            placed.add(name)
-            if not large:
+            if held.nbytes <= _SMALL or held.dtype == object or len(owners.get(name, ())) > 1:
                 return inline(name, held)
             element_type = onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
             declared[name] = onnx.helper.make_tensor_value_info(name, element_type, held.shape)
-            return onnx.TensorProto(name=name, doc_string=_REFERENCE)
+            return _placeholder(name, held, "")
 
         proto = export_graph(self.graph, self.residue, write)
         _drop_references(proto.graph)
@@ -142,15 +136,14 @@ class Model:
         return proto
 
     def fingerprint(self) -> str:
-        """Return a digest of structure and weight identity; equal digests in one process mean equal models."""
-        kept: list[object] = []
+        """Return a digest of structure and weights; equal digests in one process mean equal models."""
         digest = hashlib.sha256()
 
         def write(name: str, held: StoredTensor | np.ndarray) -> onnx.TensorProto:
-            kept.append(held)
-            return _placeholder(name, held, str(id(held)))
+            key = str(held.serial) if isinstance(held, StoredTensor) else _content(held)
+            return _placeholder(name, held, key)
 
-        digest.update(export_graph(self.graph, self.residue, write).SerializeToString(deterministic=True))
+        digest.update(export_graph(self.graph, self.residue, write, write).SerializeToString(deterministic=True))
         return digest.hexdigest()
 
     def save(self, path: str | Path, *, external_data: bool | None = None) -> SavedModel:
@@ -194,23 +187,39 @@ class Model:
 _REFERENCE = "graphopt:payload"
 
 
+def data_folder(path: Path) -> Path:
+    """Return the folder that external data of a model file is relative to: the one the file is found in."""
+    return path.parent.resolve()
+
+
 def _placeholder(name: str, held: StoredTensor | np.ndarray, key: str) -> onnx.TensorProto:
+    """Return a tensor of the right type and shape whose bytes are elsewhere, known by `key`."""
+    proto = onnx.TensorProto()
     if isinstance(held, StoredTensor):
-        proto = onnx.TensorProto()
         copy_tensor_header(held.tensor, proto)
-        proto.name = name
     else:
-        proto = onnx.TensorProto(
-            name=name, dims=held.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
-        )
+        proto.dims.extend(held.shape)
+        proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
+    proto.name = name
     proto.data_location = onnx.TensorProto.EXTERNAL
     proto.external_data.add(key=_REFERENCE, value=key)
     return proto
 
 
+def _is_placeholder(tensor: onnx.TensorProto) -> bool:
+    return is_external(tensor) and any(entry.key == _REFERENCE for entry in tensor.external_data)
+
+
+def _content(values: np.ndarray) -> str:
+    """Return a digest of an array's elements."""
+    if values.dtype == object:
+        return hashlib.sha256(repr(values.tolist()).encode()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8)).hexdigest()
+
+
 def _drop_references(graph: onnx.GraphProto) -> None:
     """Remove the stand-ins of large weights from the initializers of the graph and its bodies."""
-    kept = [tensor for tensor in graph.initializer if tensor.doc_string != _REFERENCE]
+    kept = [tensor for tensor in graph.initializer if not _is_placeholder(tensor)]
     if len(kept) != len(graph.initializer):
         del graph.initializer[:]
         graph.initializer.extend(kept)
@@ -230,5 +239,3 @@ def _specs(tensors: list[gs.Tensor]) -> tuple[TensorSpec, ...]:
         )
         for tensor in tensors
     )
-
-

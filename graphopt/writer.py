@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from graphopt.errors import ModelError
 from graphopt.ir.exporter import PayloadWriter, copy_tensor_header, inline
-from graphopt.ir.payload import StoredTensor
+from graphopt.ir.payload import StoredTensor, tensors_of
 
 _THRESHOLD = 1024  # bytes; smaller weights stay in the model file, where shape inference can see them
 _ALIGNMENT = 4096  # bytes; page-aligned weights can be memory-mapped by the runtime
@@ -54,30 +54,56 @@ def save_model(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, e
         ModelError: The folder is missing, the disk is full, or the like.
     """
     try:
-        path = path.resolve() if path.is_symlink() else path
-        if not external_data:
-            size = _replace(path, lambda file: _write_proto(export(inline), file))
-            return SavedModel(path, None, size)
-        return _save_with_data(export, path)
+        if path.is_dir():
+            raise ModelError(f"cannot write '{path}': it is a folder")
+        path = _behind_link(path, external_data)
+        outdated = _own_data_files(path)
+        data_path = _free_data_path(path) if external_data else None
+        saved = _save_pair(export, path, data_path) if data_path is not None else _save_single(export, path)
+        for file in outdated:
+            file.unlink(missing_ok=True)
     except OSError as error:
         raise ModelError(f"cannot write '{path}': {error.strerror or error}") from error
+    return saved
 
 
-def _save_with_data(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path) -> SavedModel:
-    data_path = _free_data_path(path)
+def _behind_link(path: Path, external_data: bool) -> Path:
+    """Return the file that a link leads to. With data of its own the link is replaced: both must lie in one folder."""
+    if not path.is_symlink():
+        return path
+    try:
+        target = path.resolve()
+    except RuntimeError as error:
+        raise ModelError(f"cannot write '{path}': {error}") from error
+    return path if external_data and target.parent != path.parent.resolve() else target
+
+
+def _save_single(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path) -> SavedModel:
+    with _temporary(path) as (file, temporary):
+        _write_proto(export(inline), file)
+        _finish(file)
+        os.replace(temporary, path)
+    _flush_folder(path.parent)
+    return SavedModel(path, None, path.stat().st_size)
+
+
+def _save_pair(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, data_path: Path) -> SavedModel:
     with _temporary(path) as (data_file, data_temporary), _temporary(path) as (model_file, model_temporary):
         stream = _DataStream(data_file, data_path.name)
         _write_proto(export(stream.write), model_file)
-        _flush(data_file)
-        _flush(model_file)
+        _finish(data_file)
+        _finish(model_file)
         if stream.used == 0:
             os.replace(model_temporary, path)
             return SavedModel(path, None, path.stat().st_size)
-        outdated = _own_data_files(path)
         os.replace(data_temporary, data_path)
-        os.replace(model_temporary, path)
-    for file in outdated:
-        file.unlink(missing_ok=True)
+        try:
+            _flush_folder(path.parent)
+            os.replace(model_temporary, path)
+        except BaseException:
+            data_path.unlink(missing_ok=True)
+            raise
+    _flush_folder(path.parent)
     return SavedModel(path, data_path, path.stat().st_size + data_path.stat().st_size)
 
 
@@ -120,15 +146,6 @@ class _DataStream:
         return offset, len(raw)
 
 
-def _replace(path: Path, fill: Callable[[BinaryIO], None]) -> int:
-    """Write a file under a temporary name, then give it its own; return its size in bytes."""
-    with _temporary(path) as (file, temporary):
-        fill(file)
-        _flush(file)
-        os.replace(temporary, path)
-    return path.stat().st_size
-
-
 @contextmanager
 def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """Open a file beside `path` that is gone afterwards unless it was renamed."""
@@ -156,9 +173,22 @@ def _write_proto(proto: onnx.ModelProto, file: BinaryIO) -> None:
         raise ModelError(f"the model does not fit into one protobuf message of 2 GiB: {error}") from error
 
 
-def _flush(file: BinaryIO) -> None:
+def _finish(file: BinaryIO) -> None:
+    """Bring the bytes to the disk and close the file; some systems cannot rename an open one."""
     file.flush()
     os.fsync(file.fileno())
+    file.close()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring new names to the disk, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _free_data_path(path: Path) -> Path:
@@ -172,14 +202,12 @@ def _free_data_path(path: Path) -> Path:
 
 def _own_data_files(path: Path) -> list[Path]:
     """Return the data files named after `path` that the model there refers to: its replacement leaves them unused."""
-    if not path.exists():
-        return []
-    pattern = re.compile(re.escape(path.name) + r"(\.\d+)?\.data")
+    previous = onnx.ModelProto()
     try:
-        previous = onnx.load(path, load_external_data=False)
-    except DecodeError:
-        return []
-    locations = {
-        entry.value for tensor in previous.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
+        previous.ParseFromString(path.read_bytes())
+    except (OSError, DecodeError):
+        return []  # nothing there, or nothing that could refer to data
+    tensors = (item for item in tensors_of(previous) if isinstance(item, onnx.TensorProto))
+    locations = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    pattern = re.compile(re.escape(path.name) + r"(\.\d+)?\.data")
     return [path.with_name(name) for name in sorted(locations) if pattern.fullmatch(name)]

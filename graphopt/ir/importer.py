@@ -18,7 +18,14 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from graphopt.errors import ModelError
 from graphopt.ir.graph import Constant, Function, Graph, Node, OpaqueAttribute, Variable
-from graphopt.ir.payload import StoredSparseTensor, StoredTensor, is_external, numpy_dtype
+from graphopt.ir.payload import (
+    DataFile,
+    StoredSparseTensor,
+    StoredTensor,
+    external_reference,
+    is_external,
+    numpy_dtype,
+)
 
 Scope = dict[str, gs.Tensor]
 TensorFactory = Callable[[onnx.TensorProto], Any]
@@ -341,5 +348,18 @@ def _text(raw: bytes) -> str | bytes:
 
 
 def stored_payloads(folder: Path | None) -> TensorFactory:
-    """Return the payload factory for a model that was read from a file in `folder`."""
-    return lambda tensor: StoredTensor(tensor, folder)
+    """Return the payload factory for a model whose external data is relative to `folder`."""
+    files: dict[str, DataFile] = {}
+
+    def stored(tensor: onnx.TensorProto) -> StoredTensor:
+        if folder is None or not is_external(tensor):
+            return StoredTensor(tensor)
+        location, _, _ = external_reference(tensor)
+        if location not in files:
+            try:
+                files[location] = DataFile(folder / location)
+            except OSError as error:
+                raise ModelError(f"tensor '{tensor.name}': cannot read external data '{location}': {error}") from error
+        return StoredTensor(tensor, folder, files[location])
+
+    return stored
