@@ -1,0 +1,63 @@
+"""GPTQ: round column by column and let the columns still to come make up for the error."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphopt.compensate.grid import Grid
+
+_BLOCK = 128  # columns between updates of the rest; bounds the cost of small updates, changes nothing else
+
+
+def damped(moment: np.ndarray, damping: float = 0.01) -> np.ndarray:
+    """Return the second moment with its mean diagonal, times `damping`, added, so that it can be inverted.
+
+    Inputs that were zero on every sample get a one: their weights may become anything.
+
+    Args:
+        moment: Second moment, [inputs, inputs].
+        damping: Fraction of the mean diagonal.
+    """
+    moment = np.array(moment, np.float64)
+    diagonal = np.einsum("kk->k", moment)
+    diagonal[diagonal == 0] = 1.0
+    diagonal += damping * diagonal.mean()
+    return moment
+
+
+def gptq(weight: np.ndarray, moment: np.ndarray, grid: Grid, *, descending: bool = True) -> np.ndarray:
+    """Return weights on the grid (arXiv:2210.17323, algorithm 1).
+
+    Args:
+        weight: [rows, inputs].
+        moment: Damped second moment of the inputs, [inputs, inputs], positive definite; see `damped`.
+        grid: Grid of the result.
+        descending: Whether to take the columns by descending diagonal of the moment ("act-order"), which is rarely
+            worse and often better.
+
+    Raises:
+        numpy.linalg.LinAlgError: The moment is not positive definite.
+    """
+    order = np.argsort(-np.diag(moment), kind="stable") if descending else np.arange(weight.shape[1])
+    rest = np.array(weight, np.float64)[:, order]
+    upper = _inverse_factor(moment[np.ix_(order, order)])
+    result = np.empty_like(rest)
+    for start in range(0, rest.shape[1], _BLOCK):
+        stop = min(start + _BLOCK, rest.shape[1])
+        errors = np.empty((rest.shape[0], stop - start))
+        for column in range(start, stop):
+            result[:, column] = grid.project(rest[:, column], int(order[column]))
+            error = (rest[:, column] - result[:, column]) / upper[column, column]
+            rest[:, column:stop] -= np.outer(error, upper[column, column:stop])
+            errors[:, column - start] = error
+        rest[:, stop:] -= errors @ upper[start:stop, stop:]
+    back = np.empty_like(result)
+    back[:, order] = result
+    return back
+
+
+def _inverse_factor(moment: np.ndarray) -> np.ndarray:
+    """Return the upper Cholesky factor U of the inverse: inverse = U^T U."""
+    lower = np.linalg.cholesky(moment)
+    inverse_lower = np.linalg.inv(lower)
+    return np.linalg.cholesky(inverse_lower.T @ inverse_lower).T
