@@ -1,0 +1,138 @@
+"""Paired timing: how much faster or slower one session is than another, on a machine that others use too.
+
+Absolute times on a shared machine drift by tens of percent within seconds; the ratio of two runs that follow each other
+does not. So both sessions live in one process and are timed in turn, before-after, after-before, and so on, on the same
+input: whatever is slow for a while is slow for both, and what running second does to caches cancels out. Each pair
+gives one ratio. The median of the ratios ignores pairs that something else broke into, and its interval comes from
+order statistics (the sign test), which assumes nothing about how the noise is distributed.
+
+Two sessions of one and the same model still differ by up to 2 %, because their buffers lie at different addresses
+(measured on twelve models); see `Ratio.slower`.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graphopt.runtime.session import Session
+
+if TYPE_CHECKING:
+    from graphopt.samples import Feeds
+
+_FEW, _ENOUGH, _MOST = 5, 10, 1000  # pairs: where one run takes long, at least, at most
+_PLACEMENT = 0.02  # how much two sessions of the same model differ at most
+_SHORTEST = 5e-4  # seconds; quicker runs are timed several at once, so that the clock and Python do not matter
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time after over time before.
+
+    Attributes:
+        median: Median over pairs; below 1 is faster.
+        low: Lower end of the 95 % interval of the median (94 % for five pairs).
+        high: Upper end.
+        pairs: How many pairs of runs.
+    """
+
+    median: float
+    low: float
+    high: float
+    pairs: int
+
+    @property
+    def slower(self) -> bool:
+        """Whether `after` is slower beyond doubt and by more than two sessions of the same model may differ."""
+        return self.low > 1 + _PLACEMENT
+
+
+def paired_ratio(before: Session, after: Session, feeds: Sequence[Feeds], *, seconds: float = 2.0) -> Ratio:
+    """Time two sessions against each other; see the top of this module for the method.
+
+    Args:
+        before: What `after` is compared with.
+        after: Must take the same feeds.
+        feeds: Inputs, used in turn; the ratio is that of the typical one.
+        seconds: Wall time to spend. At least 10 pairs are run whatever it takes, or 5 if a run takes more than a
+            quarter of it.
+
+    Raises:
+        ModelError: A session cannot run a feed.
+        ValueError: There are no feeds.
+    """
+    if not feeds:
+        raise ValueError("paired_ratio needs at least one feed")
+    started = time.perf_counter()
+    longest = max(_warm_up(session, feeds, started + seconds / 4) for session in (before, after))
+    repeats = max(1, math.ceil(_SHORTEST / longest))
+    needed = _FEW if longest > seconds / 4 else _ENOUGH
+    ratios: list[float] = []
+    with _no_garbage_collection():
+        while len(ratios) < needed or (len(ratios) < _MOST and time.perf_counter() < started + seconds):
+            feed = feeds[len(ratios) // 2 % len(feeds)]  # twice each, once in either order
+            ratios.append(_pair(before, after, feed, repeats, reverse=len(ratios) % 2 == 1))
+    low, high = median_interval(ratios)
+    return Ratio(statistics.median(ratios), low, high, len(ratios))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the median: the narrowest pair of order statistics that is sure to cover it.
+
+    The number of values below the median is binomial with probability 1/2 (Conover, Practical Nonparametric Statistics,
+    section 3.2). Five values and fewer cannot reach 95 %; their extremes are returned.
+    """
+    ordered, count = sorted(values), len(values)
+    rank, ways = 0, 0  # ways / 2^count is the probability that at most `index` values are below the median
+    for index in range(count):
+        ways += math.comb(count, index)
+        if 40 * ways > 2**count:
+            break
+        rank = index
+    return ordered[rank], ordered[count - 1 - rank]
+
+
+def _warm_up(session: Session, feeds: Sequence[Feeds], until: float) -> float:
+    """Run each feed once (the first one twice), for as long as there is time; return the seconds of the last run."""
+    session.run(feeds[0])
+    last = 0.0
+    for feed in feeds:
+        start = time.perf_counter()
+        session.run(feed)
+        last = time.perf_counter() - start
+        if time.perf_counter() > until:
+            break
+    return last
+
+
+def _pair(before: Session, after: Session, feed: Feeds, repeats: int, *, reverse: bool) -> float:
+    if reverse:
+        late = _timed(after, feed, repeats)
+        return late / _timed(before, feed, repeats)
+    early = _timed(before, feed, repeats)
+    return _timed(after, feed, repeats) / early
+
+
+def _timed(session: Session, feed: Feeds, repeats: int) -> int:
+    start = time.perf_counter_ns()
+    for _ in range(repeats):
+        session.run(feed)
+    return time.perf_counter_ns() - start
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collections take milliseconds and would fall into one of the two timings."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
