@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ class Result:
 
 def compress(
     model: Model | onnx.ModelProto | str | Path,
-    passes: str | Sequence[Pass] = DEFAULT_PASSES,
+    passes: str | Sequence[Pass | str] = DEFAULT_PASSES,
     *,
     data: Any = None,
     target: str = "cpu",
@@ -77,7 +78,8 @@ def compress(
 
     Args:
         model: A model, or the path of one.
-        passes: Text such as ``"fold,prune:ratio=0.3"``, or pass objects; they run in this order.
+        passes: Text such as ``"fold,prune:ratio=0.3"``, or a sequence of passes and such texts; they run in
+            this order.
         data: Samples to calibrate and judge on: a path, ``"random"``, ``"module:function"``; see
             `graphopt.samples.open_samples`.
         target: Where the result will run; ``"cpu"`` is this machine's processor.
@@ -98,7 +100,7 @@ def compress(
         GraphoptError: The metric failed on the original model.
     """
     start = time.perf_counter()
-    pipeline = Pipeline.parse(passes) if isinstance(passes, str) else Pipeline(tuple(passes))
+    pipeline = _pipeline(passes)
     settings = _Settings(
         target=get_target(target),
         metric=None if metric is None else load_metric(metric),
@@ -173,6 +175,13 @@ class _UntimedEvaluator(Evaluator):
 
     def latency(self, before: Model, after: Model, *, seconds: float = 2.0) -> Ratio | None:
         return None
+
+
+def _pipeline(passes: str | Sequence[Pass | str]) -> Pipeline:
+    if isinstance(passes, str):
+        return Pipeline.parse(passes)
+    groups = (Pipeline.parse(item).passes if isinstance(item, str) else (item,) for item in passes)
+    return Pipeline(tuple(chain.from_iterable(groups)))
 
 
 def _within(name: str, value: float, low: float, high: float) -> float:

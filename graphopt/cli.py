@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_GROUP = {**_CONTEXT, "ignore_unknown_options": True}  # they are the main command's, given before MODEL
 _EPILOG = """\b
 Examples:
   graphopt model.onnx -p fold,share
@@ -115,22 +117,23 @@ def compress(
 
     _show_debug_messages(verbose)
     messages = console.message_console()
-    progress = console.BarProgress(messages) if messages.is_terminal and not quiet else None
+    bars = console.BarProgress(messages) if messages.is_terminal and not quiet else None
     loaded = api.load(model)
     _spare_weights(loaded, files)
-    result = api.compress(
-        loaded,
-        spec,
-        data=data,
-        target=target,
-        seed=seed,
-        max_drop=max_drop,
-        metric=metric,
-        benchmark=not no_benchmark,
-        threads=threads,
-        strict=strict,
-        progress=progress,
-    )
+    with bars or contextlib.nullcontext():
+        result = api.compress(
+            loaded,
+            spec,
+            data=data,
+            target=target,
+            seed=seed,
+            max_drop=max_drop,
+            metric=metric,
+            benchmark=not no_benchmark,
+            threads=threads,
+            strict=strict,
+            progress=bars,
+        )
     saved = _write(result, files)
     if not quiet:
         _show(saved, verbose)
@@ -174,6 +177,8 @@ def check_files(files: _Files, *, in_place: bool) -> None:
     if not files.model.exists():
         raise ModelError(f"cannot read '{files.model}': no such file")
     _check_writable(files.output, "--output")
+    if files.output.exists() and not files.output.is_file():  # an atomic write would put a file in a device's place
+        raise UsageError(f"--output '{files.output}' is not a regular file")
     if not in_place and _is_same(files.output, files.model):
         raise UsageError(f"the output '{files.output}' is the input; to replace it say --in-place, without -o")
     if files.report is None:
@@ -187,8 +192,6 @@ def check_files(files: _Files, *, in_place: bool) -> None:
 def _check_writable(path: Path, what: str) -> None:
     if path.is_dir():
         raise UsageError(f"{what} '{path}' is a folder; give a file name")
-    if path.exists() and not path.is_file():  # writing is atomic and would replace a device by a file
-        raise UsageError(f"{what} '{path}' is not a regular file")
     if not path.parent.is_dir():
         raise UsageError(f"{what} '{path}': there is no folder '{path.parent}'")
     if not os.access(path.parent, os.W_OK):
@@ -220,15 +223,17 @@ def _write(result: Result, files: _Files) -> Report:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
+    """Write a text file, atomically unless the path is a pipe or a device.
 
     Raises:
         ModelError: It cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    direct = path.exists() and not path.is_file()
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        (path if direct else temporary).write_text(text, encoding="utf-8")
+        if not direct:
+            temporary.replace(path)
     except OSError as error:
         raise ModelError(f"cannot write '{path}': {error.strerror or error}") from error
     finally:
@@ -251,7 +256,7 @@ def _show_debug_messages(verbose: int) -> None:
         logging.getLogger("graphopt").setLevel(logging.DEBUG)
 
 
-@click.group(cls=MainGroup, main=compress, context_settings=_CONTEXT)
+@click.group(cls=MainGroup, main=compress, context_settings=_GROUP)
 @_version
 def main() -> None:
     """Compress ONNX models."""

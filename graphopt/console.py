@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TextIO, TypeVar
+from types import TracebackType
+from typing import Self, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -32,7 +33,7 @@ def message_console() -> Console:
 
 
 class BarProgress:
-    """Shows a bar for each step that is under way, and removes it afterwards.
+    """Shows a bar for each step that is under way, and removes it afterwards; a context manager, for runs that fail.
 
     Args:
         console: Where the bars are drawn.
@@ -54,7 +55,22 @@ class BarProgress:
                 bars.advance(task)
         finally:
             bars.remove_task(task)
-            self._stop_if_idle()
+            if not bars.task_ids:  # between steps the display's thread would disturb measurements of time
+                self.close()
+
+    def close(self) -> None:
+        """Take the display down."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _started(self) -> Progress:
         if self._bars is None:
@@ -62,9 +78,3 @@ class BarProgress:
             self._bars = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
             self._bars.start()
         return self._bars
-
-    def _stop_if_idle(self) -> None:
-        """Take the display down between steps: its thread would disturb measurements of time."""
-        if self._bars is not None and not self._bars.task_ids:
-            self._bars.stop()
-            self._bars = None

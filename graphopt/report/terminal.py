@@ -43,7 +43,7 @@ def render(report: Report, console: Console, verbosity: int = 0) -> None:
 
 
 def _table(report: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("pass", overflow="fold", max_width=34)
     table.add_column("outcome", no_wrap=True)
     for title in ("nodes", "params", "MACs", "size", "zstd", "latency", "drop"):
