@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
 from graphopt.errors import ModelError
@@ -42,14 +43,13 @@ def load(path: str | Path) -> Model:
     path = Path(path)
     proto = _parse(path)
     try:
+        _check_text(proto)
         _check_tensors(proto, path)
         model = Model.from_proto(proto, path)
         for root in (model.graph, *model.graph.functions):
             sort_nodes(root)
     except ModelError as error:
         raise ModelError(f"'{path}': {error}") from error
-    except UnicodeDecodeError as error:
-        raise ModelError(f"'{path}' is not an ONNX model: it holds a name that is not UTF-8 text") from error
     except RecursionError:
         raise ModelError(f"'{path}' nests its graphs too deeply") from None
     return model
@@ -76,6 +76,29 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not proto.HasField("graph") or not (proto.opset_import or proto.ir_version):
         raise ModelError(f"'{path}' is not an ONNX model: it has no graph or states no version")
     return proto
+
+
+def _check_text(proto: onnx.ModelProto) -> None:
+    """Refuse names that are not UTF-8; protobuf hands them over as bytes and fails when they are written."""
+    fields: dict[type[Message], list[FieldDescriptor]] = {}
+    stack: list[Message] = [proto]
+    while stack:
+        message = stack.pop()
+        kind = type(message)
+        if kind not in fields:
+            followed = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
+            fields[kind] = [field for field in kind.DESCRIPTOR.fields if field.type in followed]
+        for field in fields[kind]:
+            if field.is_repeated:
+                values = getattr(message, field.name)
+            elif message.HasField(field.name):
+                values = (getattr(message, field.name),)
+            else:
+                continue
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                stack.extend(values)
+            elif any(isinstance(value, bytes) for value in values):
+                raise ModelError(f"{kind.DESCRIPTOR.name}.{field.name} is {values[0]!r}, which is not UTF-8 text")
 
 
 def _check_tensors(proto: onnx.ModelProto, path: Path) -> None:
