@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
@@ -18,11 +18,12 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class Failure(click.ClickException):
-    """An error of graphopt, shown in one line."""
+    """An error of graphopt that is no usage error, shown in one line."""
+
+    exit_code = GraphoptError.exit_code
 
     def __init__(self, error: GraphoptError) -> None:
         super().__init__(" ".join(str(error).split()))
-        self.exit_code = error.exit_code
 
     def show(self, file: Any = None) -> None:
         """Print the line to standard error."""
@@ -91,7 +92,13 @@ class MainGroup(click.Group):
         self.main_command.format_help(_MainContext(self.main_command, parent=ctx), formatter)
 
 
-class Fraction(click.ParamType):
+if TYPE_CHECKING:
+    FloatType = click.ParamType[float]
+else:
+    FloatType = click.ParamType  # older versions of click have it without a parameter
+
+
+class Fraction(FloatType):
     """A fraction between 0 and 1, as ``0.01`` or ``1%``."""
 
     name = "fraction"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
@@ -45,7 +45,7 @@ class BarProgress:
 
     def track(self, items: Iterable[ItemT], what: str, total: int | None = None) -> Iterator[ItemT]:
         """Yield the items and advance a bar; see `graphopt.progress.Progress`."""
-        if total is None and hasattr(items, "__len__"):
+        if total is None and isinstance(items, Sized):
             total = len(items)
         bars = self._started()
         task = bars.add_task(what, total=total)

@@ -190,6 +190,22 @@ def test_terminal_groups_skips_by_reason() -> None:
     assert "quant: left alone 9 x, no kernel: n0, n1, n2, n3, n4 and 4 more" in lines
 
 
+def test_terminal_tells_a_repeated_pass_apart() -> None:
+    lines = shown(report(steps=(step(spec="quant"), step(spec="quant:bits=8"))))
+    assert [line for line in lines if line.endswith("-v says why")] == [
+        "quant: left 3 places alone; -v says why",
+        "quant:bits=8: left 3 places alone; -v says why",
+    ]
+
+
+def test_terminal_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = shown(report())
+    table = lines[: next(index for index, line in enumerate(lines) if line.startswith("size"))]
+    assert max(map(len, table)) <= 80
+    assert any(line.startswith("quant:bits=8") for line in table)
+
+
 def test_most_frequent_reason_first() -> None:
     skips = [Skip("a", "x"), Skip("b", "y"), Skip("c", "y")]
     assert list(by_reason(skips).items()) == [("y", ["b", "c"]), ("x", ["a"])]
@@ -231,7 +247,15 @@ def test_percent(fraction: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "text"),
-    [(8, 2, "4.0 x smaller"), (10, 9, "1.11 x smaller"), (2, 2, "the same"), (2, 3, "1.50 x larger")],
+    [
+        (8, 2, "4.0 x smaller"),
+        (10, 9, "1.11 x smaller"),
+        (100, 99, "1.00 % smaller"),
+        (10**6, 10**6 + 1, "<0.01 % larger"),
+        (0, 5, "5.0 x larger"),
+        (2, 2, "the same"),
+        (2, 3, "1.50 x larger"),
+    ],
 )
 def test_shrinkage(before: int, after: int, text: str) -> None:
     assert words.shrinkage(before, after) == text

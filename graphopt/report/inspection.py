@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from graphopt.report.text import count, plural, size
+from graphopt.report.text import count, percent, plural, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +49,7 @@ def _spec(spec: TensorSpec) -> str:
 
 def _section(console: Console, title: str, table: Table) -> None:
     console.print(Text(title, style="bold"))
-    console.print(Padding(table, (0, 0, 0, 2)))
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
 def _operators(inspection: Inspection) -> Table:
@@ -71,5 +71,5 @@ def _layers(inspection: Inspection, figure: str) -> Table:
     total = sum(getattr(cost, figure) for cost in inspection.nodes)
     for cost in inspection.largest(figure, _LARGEST):
         value = getattr(cost, figure)
-        table.add_row(count(value), f"{value / total:.1%}", Text(cost.op), Text(cost.node))
+        table.add_row(count(value), percent(value / total), Text(cost.op), Text(cost.node))
     return table

@@ -22,7 +22,7 @@ def render_passes(passes: Sequence[PassInfo], console: Console) -> None:
     for info in passes:
         console.print(Text.assemble((info.name, "bold"), f"  {info.summary}"))
         if info.options:
-            console.print(Padding(_options(info), (0, 0, 0, 4)))
+            console.print(Padding(_options(info), (0, 0, 0, 4), expand=False))
     console.print(Text(_HINT, style="dim"), soft_wrap=True)
 
 
@@ -30,15 +30,17 @@ def render_pass(info: PassInfo, console: Console) -> None:
     """Print all about one pass."""
     console.print(Text.assemble((info.name, "bold"), f"  {info.summary}"))
     if info.description:
-        console.print(Padding(Text(info.description), (1, 0, 0, 4)))
+        console.print(Padding(Text(info.description), (1, 0, 0, 4), expand=False))
     facts = [
         "lossless: outputs stay equal" if info.lossless else "lossy: bound by --max-drop",
         f"after: {', '.join(info.requires)}" if info.requires else "",
         f"from: {info.source}",
     ]
-    console.print(Padding(Text("\n".join(fact for fact in facts if fact)), (1, 0, 1 if info.options else 0, 4)))
+    console.print(
+        Padding(Text("\n".join(fact for fact in facts if fact)), (1, 0, 1 if info.options else 0, 4), expand=False)
+    )
     if info.options:
-        console.print(Padding(_options(info), (0, 0, 0, 4)))
+        console.print(Padding(_options(info), (0, 0, 0, 4), expand=False))
 
 
 def _options(info: PassInfo) -> Table:

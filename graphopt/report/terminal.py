@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"accepted": "green", "unchanged": "dim", "rolled back": "yellow"}
 _SHOWN = 5  # names per reason of a skip
+_ROOMY = 100  # columns from which on the table gets wider gaps
 
 
 def render(report: Report, console: Console, verbosity: int = 0) -> None:
@@ -33,18 +34,19 @@ def render(report: Report, console: Console, verbosity: int = 0) -> None:
         console: Where to; must not interpret markup, for names come from the model.
         verbosity: 0: table and result; 1 and more: every skip by reason, metrics of the passes and the conditions too.
     """
-    console.print(_table(report))
+    console.print(_table(report, roomy=console.width >= _ROOMY))
     for label, line in _lines(report):
         console.print(Text.assemble((f"{label:<9}", "bold"), line), soft_wrap=True)
-    for step in report.steps:
-        _render_step(step, console, verbosity)
+    names = [step.spec.partition(":")[0] for step in report.steps]
+    for step, name in zip(report.steps, names, strict=True):
+        _render_step(step, name if names.count(name) == 1 else step.spec, console, verbosity)
     if verbosity > 0:
         console.print(Text(_conditions(report)), soft_wrap=True, style="dim")
 
 
-def _table(report: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("pass", overflow="fold", max_width=34)
+def _table(report: Report, *, roomy: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1 if roomy else 0, 0, 0))
+    table.add_column("pass", overflow="fold", max_width=40)
     table.add_column("outcome", no_wrap=True)
     for title in ("nodes", "params", "MACs", "size", "zstd", "latency", "drop"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -109,10 +111,9 @@ def quality_line(report: Report) -> str:
     return f"{drop.measure} dropped by {loss(drop)} of {percent(report.max_drop)} allowed{on}; {details}"
 
 
-def _render_step(step: Step, console: Console, verbosity: int) -> None:
+def _render_step(step: Step, name: str, console: Console, verbosity: int) -> None:
     if step.report is None:
         return
-    name = step.spec.partition(":")[0]
     for note in step.report.notes:
         console.print(Text(f"{name}: {note}"), soft_wrap=True)
     skipped = step.report.skipped

@@ -39,12 +39,14 @@ def percent(fraction: float) -> str:
 
 
 def shrinkage(before: int, after: int) -> str:
-    """Return how a size changed: "3.9 x smaller"."""
+    """Return how a size changed: "3.9 x smaller", or "2.50 % smaller" where the factor would say little."""
     if before == after:
         return "the same"
-    if after < before:
-        return f"{_factor(before / max(after, 1))} x smaller"
-    return f"{_factor(after / max(before, 1))} x larger"
+    word = "smaller" if after < before else "larger"
+    low, high = max(min(before, after), 1), max(before, after)
+    if high / low >= 1.1:
+        return f"{_factor(high / low)} x {word}"
+    return f"{percent(abs(after - before) / max(before, 1))} {word}"
 
 
 def interval(ratio: Ratio) -> str:
