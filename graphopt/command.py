@@ -41,6 +41,10 @@ def reports_errors(function: Callable[P, ResultT]) -> Callable[P, ResultT]:
             raise click.UsageError(str(error), click.get_current_context()) from error
         except GraphoptError as error:
             raise Failure(error) from error
+        except BrokenPipeError:
+            raise  # click ends quietly
+        except OSError as error:  # a full disk, a lost folder: the surroundings, not a bug
+            raise Failure(GraphoptError(str(error))) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(INTERRUPTED) from None
 

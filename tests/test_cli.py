@@ -409,6 +409,59 @@ def test_lists_passes_beside_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert "tidy  Remove Identity nodes." in result.stdout
 
 
+def test_inspects_a_model(folder: Path) -> None:
+    result = graphopt("inspect", "m.onnx")
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    for line in (
+        "input 0 x: float32 [N, 4]",
+        "output 0 y: float32 [N, 3]",
+        "1 Identity",
+        "version IR 8; opset ai.onnx 17",
+    ):
+        assert line in lines
+    assert "12 100.00 % MatMul" in lines[lines.index("largest by parameters") + 1]
+    facts = json.loads(graphopt("inspect", "m.onnx", "--json").stdout)
+    assert facts["operators"] == {"Identity": 1, "MatMul": 1, "Tanh": 1}
+    assert facts["figures"]["nodes"] == len(facts["nodes"]) == 3
+    assert facts["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["N", 4]}]
+
+
+def test_inspect_refuses_what_is_no_model() -> None:
+    result = graphopt("inspect", "s.npz")
+    assert result.exit_code == 1
+    assert "'s.npz' is not an ONNX model" in one_line(result)
+
+
+def test_times_two_models() -> None:
+    result = graphopt("bench", "m.onnx", "m.onnx", "--seconds", "0.2")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("'m.onnx' takes ")
+    assert "x the time (" in result.stdout
+    assert "CPUExecutionProvider, 1 thread, random inputs" in result.stdout
+    facts = json.loads(graphopt("bench", "m.onnx", "m.onnx", "--seconds", "0.2", "--data", "s.npz", "--json").stdout)
+    assert facts["ratio"]["low"] <= facts["ratio"]["median"] <= facts["ratio"]["high"]
+    assert facts["random_inputs"] is False
+
+
+def test_bench_wants_the_same_inputs(folder: Path) -> None:
+    other = onnx.parser.parse_model(TEXT.replace("float[N, 4] x", "float[N, 4] z").replace("(x, w)", "(z, w)"))
+    (folder / "z.onnx").write_bytes(other.SerializeToString())
+    result = graphopt("bench", "m.onnx", "z.onnx")
+    assert result.exit_code == 2
+    assert "the two models have different inputs: x: float32 and z: float32" in result.stderr
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device", "some/file")
+
+    monkeypatch.setattr("graphopt.api.compress", fail)
+    result = quick("-p", "tidy")
+    assert result.exit_code == 1
+    assert one_line(result) == "graphopt: error: [Errno 28] No space left on device: 'some/file'\n"
+
+
 @pytest.mark.parametrize("args", [["--help"], ["-h"], ["m.onnx", "--help"], ["-q", "--help"]])
 def test_help(args: list[str]) -> None:
     result = graphopt(*args)

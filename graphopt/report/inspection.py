@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -49,27 +48,33 @@ def _spec(spec: TensorSpec) -> str:
 
 def _section(console: Console, title: str, table: Table) -> None:
     console.print(Text(title, style="bold"))
-    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    console.print(table)
+
+
+def _grid(numbers: int) -> Table:
+    """Return an indented table that begins with columns of numbers."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column()
+    for _ in range(numbers):
+        table.add_column(justify="right", no_wrap=True)
+    return table
 
 
 def _operators(inspection: Inspection) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(justify="right")
+    table = _grid(numbers=1)
     names = list(inspection.operators)
     for name in names[:_OPERATORS]:
-        table.add_row(str(inspection.operators[name]), Text(name))
+        table.add_row("", str(inspection.operators[name]), Text(name))
     if names[_OPERATORS:]:
         rest = sum(inspection.operators[name] for name in names[_OPERATORS:])
-        table.add_row(str(rest), f"of {plural(len(names) - _OPERATORS, 'other kind')}")
+        table.add_row("", str(rest), f"of {plural(len(names) - _OPERATORS, 'other kind')}")
     return table
 
 
 def _layers(inspection: Inspection, figure: str) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(justify="right")
-    table.add_column(justify="right")
+    table = _grid(numbers=2)
     total = sum(getattr(cost, figure) for cost in inspection.nodes)
     for cost in inspection.largest(figure, _LARGEST):
         value = getattr(cost, figure)
-        table.add_row(count(value), percent(value / total), Text(cost.op), Text(cost.node))
+        table.add_row("", count(value), percent(value / total), Text(cost.op), Text(cost.node))
     return table

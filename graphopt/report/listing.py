@@ -22,7 +22,7 @@ def render_passes(passes: Sequence[PassInfo], console: Console) -> None:
     for info in passes:
         console.print(Text.assemble((info.name, "bold"), f"  {info.summary}"))
         if info.options:
-            console.print(Padding(_options(info), (0, 0, 0, 4), expand=False))
+            console.print(_options(info))
     console.print(Text(_HINT, style="dim"), soft_wrap=True)
 
 
@@ -40,14 +40,15 @@ def render_pass(info: PassInfo, console: Console) -> None:
         Padding(Text("\n".join(fact for fact in facts if fact)), (1, 0, 1 if info.options else 0, 4), expand=False)
     )
     if info.options:
-        console.print(Padding(_options(info), (0, 0, 0, 4), expand=False))
+        console.print(_options(info))
 
 
 def _options(info: PassInfo) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)  # indents
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for option in info.options:
         values = f"{option.meaning} [{option.allowed}; default {option.default}]".strip()
-        table.add_row(Text(option.name, style="cyan"), Text(values))
+        table.add_row("  ", Text(option.name, style="cyan"), Text(values))
     return table
