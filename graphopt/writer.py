@@ -137,13 +137,20 @@ class _DataStream:
         return proto
 
     def _append(self, held: StoredTensor | np.ndarray) -> tuple[int, int]:
-        raw = held.raw_bytes() if isinstance(held, StoredTensor) else memoryview(inline("", held).raw_data)
         offset = -(-self.used // _ALIGNMENT) * _ALIGNMENT
         self._file.write(bytes(offset - self.used))
-        for start in range(0, len(raw), _CHUNK):
-            self._file.write(raw[start : start + _CHUNK])
-        self.used = offset + len(raw)
-        return offset, len(raw)
+        self.used = offset
+        for chunk in _chunks(held):
+            self._file.write(chunk)
+            self.used += len(chunk)
+        return offset, self.used - offset
+
+
+def _chunks(held: StoredTensor | np.ndarray) -> Iterator[memoryview]:
+    if isinstance(held, StoredTensor):
+        return held.raw_chunks(_CHUNK)
+    raw = memoryview(inline("", held).raw_data)
+    return (raw[start : start + _CHUNK] for start in range(0, len(raw), _CHUNK))
 
 
 @contextmanager

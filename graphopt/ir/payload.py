@@ -133,6 +133,16 @@ class StoredTensor(LazyValues):
             return memoryview(self.tensor.raw_data)
         return memoryview(numpy_helper.from_array(self.load()).raw_data)
 
+    def raw_chunks(self, nbytes: int) -> Iterator[memoryview]:
+        """Yield `raw_bytes` in pieces; of external data only one piece is mapped at a time."""
+        if self._file is None:
+            raw = self.raw_bytes()
+            yield from (raw[start : start + nbytes] for start in range(0, len(raw), nbytes))
+            return
+        _, offset, _ = external_reference(self.tensor)
+        for start in range(0, self.nbytes, nbytes):
+            yield memoryview(self._file.map(offset + start, min(nbytes, self.nbytes - start)))
+
     def _map(self, file: DataFile) -> np.ndarray:
         _, offset, _ = external_reference(self.tensor)
         return file.map(offset, self.nbytes)
