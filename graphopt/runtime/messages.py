@@ -21,7 +21,7 @@ _NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Na
 _ADVICE = " Please fix either the inputs/outputs or the model."
 
 # Its own exceptions have no base in common; lack of memory and values that cannot be converted come as RuntimeError,
-# feeds that do not fit as ValueError.
+# feeds that do not fit as ValueError or TypeError.
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(
         item
@@ -30,6 +30,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     ),
     RuntimeError,
     ValueError,
+    TypeError,
 )
 
 

@@ -34,10 +34,10 @@ def to_ort_value(array: Any) -> Any:
     """Return the array as an OrtValue on the CPU, whatever its element type.
 
     Raises:
-        ValueError: It is no array.
+        TypeError: It is no array.
     """
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"a {type(array).__name__} cannot be fed to a model with bf16, fp8 or sub-byte tensors")
+        raise TypeError(f"a {type(array).__name__} cannot be fed to a model with bf16, fp8 or sub-byte tensors")
     if array.dtype.kind in "OUSb" or np.issubdtype(array.dtype, np.number):
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
     tensor = numpy_helper.from_array(array)

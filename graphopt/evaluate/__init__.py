@@ -1,0 +1,198 @@
+"""Judging a model against the original: how much worse, whether still the same, how much faster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import ModelError, SampleError, UsageError
+from graphopt.evaluate.agreement import Agreement
+from graphopt.evaluate.classes import class_scores
+from graphopt.evaluate.loss import Drop, Metric, agreement_drop, call_metric, metric_drop
+from graphopt.evaluate.sameness import Sameness, check_sameness
+from graphopt.model import Model
+from graphopt.progress import Progress, SilentProgress
+from graphopt.runtime.compare import leaves
+from graphopt.runtime.session import CPU, Outputs, Session, available_providers, open_session
+from graphopt.runtime.timing import Ratio, paired_ratio
+
+if TYPE_CHECKING:
+    from graphopt.samples import Feeds, Samples
+    from graphopt.targets import Target
+
+__all__ = ["Drop", "Evaluator", "Metric", "Sameness"]
+
+_CACHED = 2**26  # bytes of the original's outputs that are kept, over all samples
+_SAME_PROBES, _SAME_RANDOM = 4, 2  # inputs that outputs are compared on
+_TIMED_PROBES, _TIMED_RANDOM = 8, 4  # inputs that are timed
+
+
+class Evaluator:
+    """Measures models against the original, on the same samples and the same runtime.
+
+    `drop` and `latency` run models as the user will: on the target's execution provider where it is installed (else on
+    the CPU), with the optimizations of ONNX Runtime. `mismatch` runs them without, to compare what the files say.
+
+    Memory is bounded by the models and one sample with its outputs.
+
+    Args:
+        original: What is judged against; must not be edited afterwards.
+        target: Where the result will run.
+        samples: Inputs; without them there is no agreement, and the rest is done on random inputs.
+        metric: The user's measure, which then decides instead of agreement.
+        seed: Of random inputs and the bootstrap.
+        threads: Threads inside an operator.
+        progress: Where long steps report.
+    """
+
+    def __init__(
+        self,
+        original: Model,
+        target: Target,
+        *,
+        samples: Samples | None,
+        metric: Metric | None = None,
+        seed: int = 0,
+        threads: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
+        self._original = original
+        self._target = target
+        self._samples = samples
+        self._metric = metric
+        self._seed = seed
+        self._threads = threads
+        self._progress = progress if progress is not None else SilentProgress()
+        self._scores = class_scores(original)
+        self._session: Session | None = None
+        self._outputs: list[Outputs] | None = None
+        self._metric_before: float | None = None
+
+    def drop(self, model: Model) -> Drop | None:
+        """Return how much worse the model is than the original; None if there is nothing to judge on.
+
+        Raises:
+            ModelError: A model does not run.
+            UsageError: The metric failed or is no number.
+        """
+        if self._metric is not None:
+            before = self.metric_of_original()
+            with self._open(model) as session:
+                return metric_drop(before, call_metric(self._metric, session.run))
+        if self._samples is None or len(self._samples) == 0:
+            return None
+        agreement = Agreement(self._scores, self._seed)
+        with self._open(model) as session:
+            for feeds, expected in self._progress.track(self._expected(), "judge", len(self._samples)):
+                agreement.add(expected, session.run(feeds))
+        return agreement_drop(agreement.losses(), len(self._samples), self._samples.is_random)
+
+    def metric_of_original(self) -> float:
+        """Return the metric of the original, measured once.
+
+        Raises:
+            UsageError: There is no metric, or it failed, or it is no finite number.
+        """
+        if self._metric is None:
+            raise UsageError("there is no metric")
+        if self._metric_before is None:
+            with self._open(self._original) as session:
+                value = call_metric(self._metric, session.run)
+            if not math.isfinite(value):
+                raise UsageError(f"the metric of the original model is {value}; it must be a finite number")
+            self._metric_before = value
+        return self._metric_before
+
+    def mismatch(self, before: Model, after: Model) -> Sameness:
+        """Return whether two models give the same outputs, up to float reassociation.
+
+        Raises:
+            ModelError: `after` does not open in ONNX Runtime, or `before` does not run on the samples.
+        """
+        try:
+            probes = self._probes(_SAME_PROBES, _SAME_RANDOM)
+        except SampleError as error:
+            return Sameness(None, f"there are no samples, and no random inputs either: {error}", random=True)
+        return check_sameness(before, after, probes, random=self._is_random, threads=self._threads)
+
+    def latency(self, before: Model, after: Model, *, seconds: float = 2.0) -> Ratio | None:
+        """Return time of `after` over time of `before`.
+
+        Args:
+            before: What is compared with.
+            after: The model to judge.
+            seconds: Wall time to spend, about.
+
+        Returns:
+            None if the target is not this machine, or without samples, if `before` does not run on random inputs.
+
+        Raises:
+            ModelError: A model does not run.
+        """
+        if not self._target.runs_here:
+            return None
+        try:
+            probes = self._probes(_TIMED_PROBES, _TIMED_RANDOM)
+        except SampleError:
+            return None
+        with self._open(before) as first, self._open(after) as second:
+            if self._is_random:
+                probes = [feeds for feeds in probes if _runs(first, feeds)]
+            return paired_ratio(first, second, probes, seconds=seconds) if probes else None
+
+    def close(self) -> None:
+        """Free what is kept of the original; everything still works afterwards, only slower."""
+        if self._session is not None:
+            self._session.close()
+        self._session = self._outputs = None
+
+    @property
+    def _is_random(self) -> bool:
+        return self._samples is None or self._samples.is_random
+
+    def _probes(self, count: int, count_random: int) -> list[Feeds]:
+        """Return a few inputs, evenly spaced over the samples."""
+        if self._samples is not None and len(self._samples) > 0:
+            return list(self._samples.take(count))
+        from graphopt.samples import random_samples
+
+        return list(random_samples(self._original.interface, seed=self._seed, count=count_random))
+
+    def _open(self, model: Model) -> Session:
+        provider = self._target.provider if self._target.provider in available_providers() else CPU
+        return open_session(model, provider=provider, threads=self._threads)
+
+    def _expected(self) -> Iterator[tuple[Feeds, Outputs]]:
+        """Yield the samples with the original's outputs, which are kept if they are few."""
+        assert self._samples is not None
+        if self._outputs is not None:
+            yield from zip(self._samples, self._outputs, strict=True)
+            return
+        if self._session is None:
+            self._session = self._open(self._original)
+        kept: list[Outputs] | None = []
+        size = 0
+        for feeds in self._samples:
+            expected = self._session.run(feeds)
+            size += _nbytes(expected)
+            if kept is not None and size <= _CACHED:
+                kept.append(expected)
+            else:
+                kept = None
+            yield feeds, expected
+        if kept is not None:
+            self.close()
+            self._outputs = kept
+
+
+def _runs(session: Session, feeds: Mapping[str, Any]) -> bool:
+    try:
+        session.run(feeds)
+    except ModelError:
+        return False
+    return True
+
+
+def _nbytes(outputs: Outputs) -> int:
+    return sum(part.nbytes for _, part in leaves(outputs) if part is not None)

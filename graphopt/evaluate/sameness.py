@@ -1,0 +1,162 @@
+"""Whether a lossless rewrite left the outputs as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graphopt.errors import ModelError
+from graphopt.model import Model
+from graphopt.runtime.compare import ANYTHING, Distance, difference, eps, is_float, leaves, sums
+from graphopt.runtime.session import Outputs, Session, open_session
+
+_CHAOTIC = 2e-3  # relative L2 error by rounding alone; ten times that is the size of an int8 error
+_REPEATS = 2  # perturbed runs to measure a model's own noise
+
+
+@dataclass(frozen=True)
+class Sameness:
+    """What came of comparing two models that should do the same.
+
+    Attributes:
+        equal: True: they agree up to float reassociation. False: they differ. None: it cannot be told.
+        detail: What differs, or why it cannot be told, or what was left out; one line, perhaps empty.
+        probes: How many inputs were compared.
+        random: Whether they were drawn rather than given.
+    """
+
+    equal: bool | None
+    detail: str = ""
+    probes: int = 0
+    random: bool = False
+
+    def describe(self) -> str:
+        """Return the outcome in words, for the report."""
+        inputs = f"{self.probes} {'random input' if self.random else 'sample'}{'' if self.probes == 1 else 's'}"
+        if self.equal is None:
+            return f"not verified: {self.detail}"
+        outcome = f"outputs equal on {inputs}" if self.equal else "outputs differ"
+        return f"{outcome}; {self.detail}" if self.detail else outcome
+
+
+def check_sameness(
+    before: Model, after: Model, probes: Sequence[Mapping[str, Any]], *, random: bool, threads: int = 1
+) -> Sameness:
+    """Run both models, without the optimizations of ONNX Runtime, and compare.
+
+    Where they differ by more than reassociation moves ordinary models, the noise of the model itself is measured: what
+    the optimizations of ONNX Runtime and a last-bit change of the inputs do to the outputs of `before`. Outputs that
+    rounding alone changes beyond recognition are left out.
+
+    Args:
+        before: The reference.
+        after: The model to judge.
+        probes: Inputs; where random ones do not run, `before` is not to blame and nothing can be told.
+        random: Whether the probes were drawn.
+        threads: Threads inside an operator.
+
+    Raises:
+        ModelError: `after` does not open, or `before` does not run samples that were given.
+    """
+    with ExitStack() as stack:
+        try:
+            reference = stack.enter_context(_open_reference(before, threads))
+        except ModelError as error:
+            return Sameness(None, f"the model does not run before the pass: {error}", random=random)
+        result = stack.enter_context(open_session(after, threads=threads, optimize=False))
+        compared, notes = 0, dict[str, None]()
+        for feeds in probes:
+            try:
+                expected = reference.run(feeds)
+                again = reference.run(feeds) if compared == 0 else expected
+            except ModelError as error:
+                if not random:
+                    raise
+                return Sameness(None, f"the model does not run on random inputs: {error}", compared, random)
+            if difference(expected, again):
+                return Sameness(None, "the model gives other outputs every time it runs", random=random)
+            found, note = _compare(before, result, feeds, expected, threads)
+            if found is not False and note:
+                notes[note] = None
+            if found is not True:
+                return Sameness(found, note, compared, random)
+            compared += 1
+    return Sameness(True, "; ".join(notes), compared, random)
+
+
+def _open_reference(model: Model, threads: int) -> Session:
+    """Open without optimizations; models exist that run only with them (operators that exist fused alone)."""
+    try:
+        return open_session(model, threads=threads, optimize=False)
+    except ModelError:
+        return open_session(model, threads=threads, optimize=True)
+
+
+def _compare(
+    before: Model, result: Session, feeds: Mapping[str, Any], expected: Outputs, threads: int
+) -> tuple[bool | None, str]:
+    """Return whether the result agrees on one probe, and what there is to say about it."""
+    try:
+        actual = result.run(feeds)
+    except ModelError as error:
+        return False, f"it fails where the model ran before: {error}"
+    found = difference(expected, actual)
+    if not found:
+        return True, ""
+    noise = own_noise(before, feeds, expected, threads)
+    found = difference(expected, actual, noise)
+    if found:
+        return False, found
+    ignored = [name for name, distance in noise.items() if distance == ANYTHING]
+    if len(ignored) == len(dict(leaves(expected))):
+        return None, "rounding alone changes every output of this model"
+    return True, f"not compared, for rounding alone changes it: {', '.join(ignored)}" if ignored else ""
+
+
+def own_noise(model: Model, feeds: Mapping[str, Any], expected: Outputs, threads: int) -> dict[str, Distance]:
+    """Return by part of the outputs how far rounding alone moves it; `ANYTHING` where there is no telling.
+
+    Args:
+        model: The model that made `expected`.
+        feeds: What it was run on.
+        expected: Its outputs without optimizations.
+        threads: Threads inside an operator.
+    """
+    rng = np.random.default_rng(0)
+    noise = {name: Distance() for name, _ in leaves(expected)}
+    try:
+        with open_session(model, threads=threads) as session:
+            for repeat in range(_REPEATS + 1):
+                moved = dict(leaves(session.run(_perturbed(feeds, rng) if repeat else feeds)))
+                for name, part in leaves(expected):
+                    noise[name] = noise[name].union(_moved(part, moved.get(name)))
+    except ModelError:
+        return {}  # it runs in one way only: there is no second rounding to compare with
+    return noise
+
+
+def _moved(before: np.ndarray | None, after: np.ndarray | None) -> Distance:
+    if before is None or after is None:
+        return Distance() if before is after else ANYTHING
+    if before.shape != after.shape:
+        return ANYTHING
+    if not is_float(before.dtype):
+        return Distance() if np.array_equal(before, after) else ANYTHING
+    total = sums(before, after)
+    found = total.distance(eps(before.dtype))
+    steady = total.lost == 0 and total.undefined == total.undefined_same and found.l2 <= _CHAOTIC
+    return found if steady else ANYTHING
+
+
+def _perturbed(feeds: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Move every float of the inputs by up to one step of its type."""
+    moved = dict(feeds)
+    for name, value in feeds.items():
+        if isinstance(value, np.ndarray) and is_float(value.dtype) and value.dtype.kind != "c":
+            factor = 1 + eps(value.dtype) * rng.uniform(-1, 1, value.shape)
+            moved[name] = (value.astype(np.float64) * factor).astype(value.dtype)
+    return moved
