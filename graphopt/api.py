@@ -114,6 +114,8 @@ def compress(
     _refuse_unrunnable(original, threads)
     samples = None if data is None else open_samples(data, original.interface, seed=seed)
     context = settings.context(original, samples)
+    if metric is not None:
+        context.evaluator.metric_of_original()  # a metric that fails ends the run here, not every pass later
     compressed, steps = pipeline.run(original, context, strict=strict)
     finished = Finished(
         pipeline=pipeline,

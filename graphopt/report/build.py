@@ -117,7 +117,7 @@ def measure_timings(run: Finished) -> tuple[Timing, ...]:
         if not reason:
             evaluator = run.context.evaluator if target is own else run.evaluator_for(target)
             ratio = evaluator.latency(run.original, run.model)
-            reason = "" if ratio is not None else f"this machine cannot run {target.name}"
+            reason = "" if ratio is not None else "the model does not run on random inputs; give samples with --data"
         timings.append(Timing(target.provider, run.threads, samples is None or samples.is_random, ratio, reason))
     return tuple(timings)
 

@@ -11,20 +11,9 @@ from pathlib import Path
 
 from graphopt import __version__
 from graphopt.report import FileInfo, Machine
+from graphopt.targets.machine import instructions
 
 _PACKAGES = ("onnx", "onnxruntime", "onnx_graphsurgeon", "numpy")
-_INSTRUCTIONS = {  # as /proc/cpuinfo has them -> as people say them
-    "avx": "avx",
-    "avx2": "avx2",
-    "fma": "fma",
-    "f16c": "f16c",
-    "avx512f": "avx512",
-    "avx512_vnni": "vnni",
-    "avx_vnni": "avx-vnni",
-    "amx_int8": "amx-int8",
-    "asimddp": "dotprod",
-    "i8mm": "i8mm",
-}
 
 
 def versions() -> dict[str, str]:
@@ -41,10 +30,8 @@ def versions() -> dict[str, str]:
 def machine() -> Machine:
     """Return processor, usable cores and instruction sets."""
     info = _cpuinfo()
-    flags = set((info.get("flags") or info.get("Features") or "").split())
     name = info.get("model name") or platform.processor() or platform.machine()
-    present = (label for flag, label in _INSTRUCTIONS.items() if flag in flags)
-    return Machine(cpu=name, cores=_cores(), instructions=tuple(sorted(present)))
+    return Machine(cpu=name, cores=_cores(), instructions=tuple(sorted(instructions())))
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -64,7 +64,9 @@ def speed(ratio: Ratio) -> str:
 
 
 def loss(drop: Drop) -> str:
-    """Return a drop with its interval: "0.20 % (0.05 % to 0.60 %)"."""
+    """Return a drop with its interval, if it has one: "0.20 % (0.05 % to 0.60 %)"."""
+    if drop.low == drop.high:
+        return percent(drop.value)
     return f"{percent(drop.value)} ({percent(drop.low)} to {percent(drop.high)})"
 
 
