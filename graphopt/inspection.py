@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from graphopt.cost import Figures, NodeCost, figures, node_costs
 from graphopt.errors import SampleError
@@ -17,7 +14,7 @@ from graphopt.reader import load
 from graphopt.report import FileInfo
 from graphopt.report.build import input_file
 from graphopt.report.encode import figures_json
-from graphopt.samples import random_samples
+from graphopt.samples import Feeds, random_samples
 from graphopt.shapes import shapes_for
 
 if TYPE_CHECKING:
@@ -96,7 +93,7 @@ def inspect_model(path: Path) -> Inspection:
     )
 
 
-def _example(model: Model) -> Mapping[str, np.ndarray] | None:
+def _example(model: Model) -> Feeds | None:
     """Return inputs with small sizes for open dimensions, so that MACs can be counted; None where none can be made."""
     try:
         return next(iter(random_samples(model.interface, count=1)))

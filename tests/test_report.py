@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,11 @@ def bare() -> Report:
     return report(**nothing, drop_reason="there are no samples", timings=timings, steps=(failed,), after=BIG)
 
 
-REPORTS = {"full": report, "bare": bare, "no passes": lambda: report(passes="", steps=())}
+def without_passes() -> Report:
+    return report(passes="", steps=())
+
+
+REPORTS: dict[str, Callable[[], Report]] = {"full": report, "bare": bare, "no passes": without_passes}
 
 
 def shown(made: Report, verbosity: int = 0) -> list[str]:
@@ -264,7 +268,8 @@ def test_shrinkage(before: int, after: int, text: str) -> None:
 def test_speed_is_claimed_only_outside_the_interval() -> None:
     assert words.speed(Ratio(0.5, 0.4, 0.6, 9)) == "2.0 times faster"
     assert words.speed(Ratio(1.5, 1.2, 1.6, 9)) == "1.50 times slower"
-    assert words.speed(Ratio(0.9, 0.8, 1.05, 9)) == "no measurable difference"
+    for ratio in (Ratio(0.9, 0.8, 1.05, 9), Ratio(0.97, 0.96, 0.985, 9), Ratio(1.015, 1.01, 1.02, 9)):
+        assert words.speed(ratio) == "no measurable difference"
 
 
 def test_plural_and_seconds() -> None:
@@ -316,7 +321,7 @@ def test_bars_go_away_when_a_step_fails() -> None:
         next(under_way)
         assert bars._bars is not None
     assert bars._bars is None
-    under_way.close()  # type: ignore[attr-defined]
+    under_way.close()
     assert bars._bars is None
 
 

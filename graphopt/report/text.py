@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from graphopt.runtime.timing import Ratio
 
 _DECIMAL = ("", "k", "M", "G", "T", "P")
+_FASTER = 0.98  # the counterpart of `Ratio.slower`: two sessions of the same model differ by up to 2 %
 
 
 def size(nbytes: int) -> str:
@@ -55,10 +56,10 @@ def interval(ratio: Ratio) -> str:
 
 
 def speed(ratio: Ratio) -> str:
-    """Return what a latency ratio means, within what its interval allows to say."""
-    if ratio.high < 1:
+    """Return what a latency ratio means, within what its interval and two sessions of one model allow to say."""
+    if ratio.high < _FASTER:
         return f"{_factor(1 / ratio.median)} times faster"
-    if ratio.low > 1:
+    if ratio.slower:
         return f"{_factor(ratio.median)} times slower"
     return "no measurable difference"
 
