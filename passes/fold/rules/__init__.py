@@ -1,0 +1,28 @@
+"""The rules, in the order in which they are tried at a node."""
+
+from __future__ import annotations
+
+from graphopt.passes.fold.rules.affine import Affine
+from graphopt.passes.fold.rules.batch_norm import BatchNorm
+from graphopt.passes.fold.rules.lift_constant import LiftConstant
+from graphopt.passes.fold.rules.merge_reshapes import MergeReshapes
+from graphopt.passes.fold.rules.merge_transposes import MergeTransposes
+from graphopt.passes.fold.rules.neutral_operand import NeutralOperand
+from graphopt.passes.fold.rules.no_op import NoOp
+from graphopt.passes.fold.rules.reshape_target import ReshapeTarget
+from graphopt.passes.fold.rules.rule import Rule
+from graphopt.passes.fold.rules.same_shape import SameShape
+from graphopt.passes.fold.rules.shape_value import ShapeValue
+
+RULES: tuple[Rule, ...] = (
+    LiftConstant(),
+    ShapeValue(),
+    NoOp(),
+    SameShape(),
+    ReshapeTarget(),
+    MergeReshapes(),
+    MergeTransposes(),
+    BatchNorm(),
+    NeutralOperand(),
+    Affine(),
+)

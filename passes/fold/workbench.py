@@ -1,0 +1,292 @@
+"""The graph as rules see it: who uses what, which values are known, and edits that keep names and scopes right."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.ir.clean import clean, disconnect
+from graphopt.ir.exporter import unique_name
+from graphopt.ir.graph import Constant, Node, Variable, payload, payload_bytes, tensor_names, walk_graphs
+from graphopt.model import Model
+from graphopt.passes.fold.ints import Ints, ShapeValues
+from graphopt.shapes import STANDARD_DOMAINS, TensorType, TensorTypes, tensor_types
+
+MAX_SMALL = 1 << 20  # bytes; what a rule may look at element by element
+LISTED_INITIALIZERS = 3  # up to this IR version an initializer must be listed as a graph input
+
+
+class Workbench:
+    """A model under rewriting.
+
+    Args:
+        model: Edited in place.
+
+    Attributes:
+        model: The model.
+        types: Types that follow from the inputs alone; what the file says about inner tensors is not relied on.
+        values: Integer vectors that are known in part, such as shapes.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.types = TensorTypes()
+        self.values = ShapeValues(self.types)
+        self._names: set[str] | None = None
+        self._queue: deque[gs.Node] = deque()
+        self._queued: set[int] = set()
+        self._graph_of: dict[int, gs.Graph] = {}
+        self._root_of: dict[int, gs.Graph] = {}
+        self._results: dict[int, list[gs.Tensor]] = {}
+        self._removed: dict[int, gs.Node] = {}
+        self._edited = False
+
+    # What is there -----------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Bring order, types and values up to date after rewrites, and queue every node."""
+        if self._edited:
+            clean(self.model.graph)
+        self._edited, self._removed = False, {}
+        self.types, _ = tensor_types(self.model, trust_file=False)
+        self.values = ShapeValues(self.types)
+        self._graph_of, self._root_of, self._results = {}, {}, {}
+        for root in (self.model.graph, *self.model.graph.functions):
+            for graph in walk_graphs(root):
+                self._root_of[id(graph)] = root
+                for tensor in graph.outputs:
+                    self._results.setdefault(id(tensor), []).append(tensor)
+                for node in graph.nodes:
+                    self._graph_of[id(node)] = graph
+                    self.values.learn(node, self.opset(node))
+        self.touch(self.nodes())
+
+    def nodes(self) -> list[gs.Node]:
+        """Return all nodes that have not been removed, outer scopes first."""
+        roots = (self.model.graph, *self.model.graph.functions)
+        scopes = [graph for root in roots for graph in walk_graphs(root)]
+        return [node for graph in scopes for node in graph.nodes if id(node) not in self._removed]
+
+    def graph_of(self, node: gs.Node) -> gs.Graph:
+        """Return the graph, body or function that the node stands in."""
+        return self._graph_of[id(node)]
+
+    def opset(self, node: gs.Node) -> int:
+        """Return the version of the standard operator set that holds for the node; 0 where none is imported."""
+        return int(self._root_of[id(self._graph_of[id(node)])].opset or 0)
+
+    def in_function(self, node: gs.Node) -> bool:
+        """Return whether the node belongs to a model-local function."""
+        return isinstance(self._root_of[id(self._graph_of[id(node)])], gs.Function)
+
+    def is_alive(self, node: gs.Node) -> bool:
+        """Return whether the node has not been removed."""
+        return id(node) not in self._removed
+
+    def is_result(self, tensor: gs.Tensor) -> bool:
+        """Return whether the tensor is an output of the model, a body or a function."""
+        return id(tensor) in self._results
+
+    def uses(self, tensor: gs.Tensor) -> int:
+        """Return how often the tensor is read, as an input or as a graph output."""
+        return len(tensor.outputs) + len(self._results.get(id(tensor), ()))
+
+    def is_unused(self, node: gs.Node) -> bool:
+        """Return whether nobody reads what the node makes."""
+        return not any(self.uses(tensor) for tensor in node.outputs if not tensor.is_empty())
+
+    def producer(self, tensor: gs.Tensor) -> gs.Node | None:
+        """Return the node that computes the tensor."""
+        return tensor.inputs[0] if tensor.inputs else None
+
+    def only_user(self, tensor: gs.Tensor) -> gs.Node | None:
+        """Return the node that alone reads the tensor, once and in the scope it is made in; else None."""
+        producer = self.producer(tensor)
+        if self.uses(tensor) != 1 or not tensor.outputs or producer is None:
+            return None
+        user: gs.Node = tensor.outputs[0]
+        return user if self.graph_of(user) is self.graph_of(producer) else None
+
+    def constant(self, tensor: gs.Tensor | None) -> gs.Constant | None:
+        """Return the constant behind a tensor: itself, or the value of the Constant node that makes it."""
+        if isinstance(tensor, gs.Constant):
+            return tensor
+        if tensor is None or not tensor.inputs:
+            return None
+        node = tensor.inputs[0]
+        value = node.attrs.get("value") if node.op == "Constant" and node.domain in (None, "") else None
+        return value if isinstance(value, gs.Constant) else None
+
+    def array(self, tensor: gs.Tensor | None) -> np.ndarray | None:
+        """Return the values of a constant; None for anything else."""
+        found = self.constant(tensor)
+        if found is None:
+            return None
+        values: np.ndarray = found.values if isinstance(found, Constant) else _load(found)
+        return values
+
+    def small_array(self, tensor: gs.Tensor | None) -> np.ndarray | None:
+        """Return the values of a constant that is no larger than a megabyte."""
+        found = self.constant(tensor)
+        return None if found is None or payload_bytes(found) > MAX_SMALL else self.array(tensor)
+
+    def ints(self, tensor: gs.Tensor | None) -> list[int] | None:
+        """Return the elements of an integer constant as a flat list."""
+        values = self.small_array(tensor)
+        if values is None or values.dtype.kind not in "iu":
+            return None
+        return [int(item) for item in values.reshape(-1)]
+
+    def known(self, tensor: gs.Tensor) -> Ints | None:
+        """Return what is known of an integer vector or scalar."""
+        return self.values[tensor]
+
+    # Edits -------------------------------------------------------------------------------------------------------
+
+    def touch(self, nodes: Iterable[gs.Node]) -> None:
+        """Queue nodes for (another) look."""
+        for node in nodes:
+            if id(node) not in self._queued and id(node) not in self._removed:
+                self._queued.add(id(node))
+                self._queue.append(node)
+
+    def next(self) -> gs.Node | None:
+        """Return the next node to look at."""
+        while self._queue:
+            node = self._queue.popleft()
+            self._queued.discard(id(node))
+            if id(node) not in self._removed:
+                return node
+        return None
+
+    def bypass(self, node: gs.Node, source: gs.Tensor) -> str:
+        """Let the users of the node's first output read `source`, and remove the node.
+
+        Where that output is a graph output its name stays: the producer of `source` takes it over.
+
+        Returns:
+            Why it cannot be done; empty if it was.
+        """
+        target = node.outputs[0]
+        if not self.is_result(target):
+            self.remove(node)
+            self.redirect(target, source)
+            return ""
+        producer = self.producer(source)
+        if producer is None or isinstance(source, gs.Constant):
+            return "it makes a graph output from an input or a constant"
+        if self.graph_of(producer) is not self.graph_of(node):
+            return "it makes an output of its body from a value outside"
+        if self.is_result(source):
+            return "it gives one value two output names"
+        self.remove(node)
+        self._take_over(producer, source, target)
+        return ""
+
+    def _take_over(self, producer: gs.Node, source: gs.Tensor, target: gs.Tensor) -> None:
+        """Let `producer` make `target` instead of `source`, and everybody read it."""
+        position = next(i for i, tensor in enumerate(producer.outputs) if tensor is source)
+        producer.outputs[position] = target
+        self.redirect(source, target)
+        self.touch([producer])
+
+    def redirect(self, old: gs.Tensor, new: gs.Tensor) -> None:
+        """Let every node that reads `old` read `new`."""
+        readers = list({id(node): node for node in old.outputs}.values())
+        for node in readers:
+            for index, tensor in enumerate(node.inputs):
+                if tensor is old:
+                    node.inputs[index] = new
+        self.touch([*readers, *new.inputs, *new.outputs])
+
+    def set_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
+        """Let the node read `tensor` as its input number `index`, which may be the next one after the last."""
+        if index == len(node.inputs):
+            node.inputs.append(tensor)
+        else:
+            old = node.inputs[index]
+            node.inputs[index] = tensor
+            self.touch(old.inputs)
+        self.touch([node])
+
+    def remove(self, node: gs.Node) -> None:
+        """Take the node out of the graph."""
+        self.touch(producer for tensor in node.inputs for producer in tensor.inputs)
+        self._removed[id(node)] = node
+        self._edited = True
+        disconnect(node)
+
+    def add(self, node: gs.Node, beside: gs.Node) -> None:
+        """Put a new node into the graph of another one; order comes later."""
+        graph = self.graph_of(beside)
+        graph.nodes.append(node)
+        self._graph_of[id(node)] = graph
+        self.touch([node])
+
+    def new_constant(self, name: str, values: np.ndarray, beside: gs.Node) -> gs.Tensor:
+        """Return a tensor with the given values for a node to read."""
+        constant = Constant(self.free_name(name), values)
+        if (self.model.graph.ir_version or 0) > LISTED_INITIALIZERS or self.in_function(beside):
+            return constant
+        return self.constant_node(constant, Variable(constant.name, np.dtype(values.dtype), list(values.shape)), beside)
+
+    def constant_node(self, value: gs.Constant, output: gs.Tensor, beside: gs.Node) -> gs.Tensor:
+        """Put a Constant node that makes `output` beside another node."""
+        self.add(Node("Constant", beside.name, {"value": value}, [], [output]), beside)
+        return output
+
+    def new_variable(self, name: str, known: TensorType) -> gs.Variable:
+        """Return a new inner tensor."""
+        shape = None if known.shape is None else list(known.shape)
+        variable = Variable(self.free_name(name), known.dtype, shape)
+        self.types[variable] = known
+        return variable
+
+    def make_constant(self, tensor: gs.Tensor, values: np.ndarray) -> None:
+        """Put a value in the place of a computed tensor.
+
+        A graph output keeps its name and its scope, so it is made by a Constant node.
+        """
+        producer = tensor.inputs[0]
+        readers = list(tensor.outputs)
+        before_listed = (self.model.graph.ir_version or 0) <= LISTED_INITIALIZERS and not self.in_function(producer)
+        if self.is_result(tensor) or before_listed:
+            self._detach(tensor, producer)
+            self.constant_node(Constant("", values), tensor, producer)
+            self.touch(readers)
+        else:
+            self._detach(tensor, producer)
+            self.redirect(tensor, Constant(tensor.name, values))
+
+    def _detach(self, tensor: gs.Tensor, producer: gs.Node) -> None:
+        """Take a tensor from its producer, which goes too unless it makes something else."""
+        if all(other is tensor or not self.uses(other) for other in producer.outputs):
+            self.remove(producer)
+            return
+        position = next(i for i, other in enumerate(producer.outputs) if other is tensor)
+        producer.outputs[position] = Variable(self.free_name(tensor.name))
+
+    def free_name(self, wanted: str) -> str:
+        """Return a tensor name that is not taken, and take it."""
+        if self._names is None:
+            roots = (self.model.graph, *self.model.graph.functions)
+            self._names = set().union(*(tensor_names(root) for root in roots))
+        return unique_name(wanted, self._names)
+
+
+def is_standard(node: gs.Node) -> bool:
+    """Return whether the operator is one of the ONNX standard."""
+    return (node.domain or "") in STANDARD_DOMAINS
+
+
+def label(node: gs.Node) -> str:
+    """Return what a report calls the node: its name, or the first tensor it makes."""
+    return node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op)
+
+
+def _load(constant: gs.Constant) -> np.ndarray:
+    held = payload(constant)
+    return held if isinstance(held, np.ndarray) else held.load()

@@ -1,0 +1,90 @@
+"""The pass `pack`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.base import Pass, PassReport, Skip
+from graphopt.context import Context
+from graphopt.ir.graph import constants, payload_bytes, tensor_names, walk_graphs
+from graphopt.model import Model
+from graphopt.passes.pack.decoders import DecoderBuilder
+from graphopt.passes.pack.forms import Form, forms
+
+_TYPES = frozenset(map(np.dtype, (np.float32, np.float16, np.float64, np.int8, np.uint8)))
+_OPSET = 11  # BitShift
+
+
+@dataclass(frozen=True)
+class Pack(Pass):
+    """Store each weight in the smallest form that ONNX Runtime decodes, at load, to exactly the same bits.
+
+    ``w`` becomes ``Gather(levels, unpack(codes))`` or ``Cast(w16)``: chains of standard operators that hang from
+    initializers only, which level-1 constant folding evaluates once. The running graph is the plain one.
+
+    A weight stays plain when no form is smaller, when it is small, or when it is a graph output. Weights of model-local
+    functions stay, since they are not initializers.
+
+    Source: Deep Compression (arXiv:1510.00149), without a runtime of its own.
+
+    Attributes:
+        min_bytes: Smaller weights stay plain, bytes.
+    """
+
+    name: ClassVar[str] = "pack"
+    lossless: ClassVar[bool] = True
+
+    min_bytes: int = 2048
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.min_bytes < 0:
+            raise ValueError(f"min-bytes must be 0 or more, not {self.min_bytes}")
+
+    def run(self, model: Model, context: Context) -> PassReport:
+        """Replace weights by decoders."""
+        graph = model.graph
+        if model.opset < _OPSET:
+            return PassReport(0, (Skip("model", f"decoders need opset {_OPSET} (BitShift); the model has {model.opset}"),))
+        shown = {id(tensor) for scope in walk_graphs(graph) for tensor in scope.outputs}
+        builder = DecoderBuilder(graph, tensor_names(graph))
+        kinds: Counter[str] = Counter()
+        skipped: list[Skip] = []
+        for constant in context.progress.track(constants(graph), "pack"):
+            reason = self._unfit(constant, shown)
+            form = None if reason else smallest_form(constant)
+            if form is not None:
+                _replace(constant, form.build(constant.name, constant.values, builder))
+                kinds[form.kind] += 1
+            elif payload_bytes(constant) >= self.min_bytes:
+                skipped.append(Skip(constant.name, reason or "no form is smaller than the plain one"))
+        graph.nodes[:0] = builder.nodes
+        metrics = {f"stored as {kind}": float(count) for kind, count in sorted(kinds.items())}
+        return PassReport(sum(kinds.values()), tuple(skipped), metrics)
+
+    def _unfit(self, constant: gs.Constant, shown: set[int]) -> str:
+        """Return why a weight stays plain whatever its values are, or an empty text."""
+        if payload_bytes(constant) < self.min_bytes:
+            return f"it is smaller than {self.min_bytes} bytes"
+        if constant.dtype not in _TYPES:
+            return f"there is no decoder for {constant.dtype}"
+        return "it is a graph output" if id(constant) in shown else ""
+
+
+def smallest_form(constant: gs.Constant) -> Form | None:
+    """Return the smallest form of a weight, or None if the plain one is."""
+    best = min(forms(constant.values), key=lambda form: form.nbytes, default=None)
+    return best if best is not None and best.nbytes < payload_bytes(constant) else None
+
+
+def _replace(constant: gs.Constant, decoded: gs.Tensor) -> None:
+    """Let every user of a weight read the decoded tensor."""
+    for node in list(constant.outputs):
+        for index, tensor in enumerate(node.inputs):
+            if tensor is constant:
+                node.inputs[index] = decoded
