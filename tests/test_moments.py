@@ -1,0 +1,121 @@
+"""Second moments of layer inputs, and layers as matrices, against plain numpy."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from graphopt.layers import linear_layers
+from graphopt.model import Model
+from graphopt.moments import layer_moments
+from graphopt.runtime.session import open_session
+from graphopt.samples import open_samples
+
+RNG = np.random.default_rng(0)
+
+
+def conv_model(shape: tuple[int, ...], weight: tuple[int, ...], **attrs: Any) -> Model:
+    values = RNG.normal(size=weight).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", **attrs)
+    return one_node(node, {"w": values}, [None, *shape[1:]])
+
+
+def one_node(node: onnx.NodeProto, weights: dict[str, np.ndarray], shape: list[int | None]) -> Model:
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    return Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def im2col(
+    image: np.ndarray, kernel: tuple[int, int], group: int, strides: list[int], pads: list[int], dilations: list[int]
+) -> np.ndarray:
+    """Return patches [groups, inputs, positions] of an image [batch, channels, height, width]."""
+    image = np.pad(image, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    out = [(image.shape[2 + d] - dilations[d] * (kernel[d] - 1) - 1) // strides[d] + 1 for d in (0, 1)]
+    columns = []
+    for n, i, j in itertools.product(range(len(image)), range(out[0]), range(out[1])):
+        rows = [i * strides[0] + dilations[0] * k for k in range(kernel[0])]
+        cols = [j * strides[1] + dilations[1] * k for k in range(kernel[1])]
+        columns.append(image[n][:, rows][:, :, cols].reshape(group, -1))
+    return np.stack(columns, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "attrs"),
+    [
+        ((6, 4, 3, 3), {"pads": [1, 1, 1, 1]}),
+        ((6, 4, 3, 2), {"strides": [2, 1], "pads": [0, 1, 2, 0]}),
+        ((4, 1, 3, 3), {"group": 4, "dilations": [2, 2], "pads": [2, 2, 2, 2]}),
+        ((8, 2, 3, 3), {"group": 2, "strides": [2, 2]}),
+        ((5, 4, 1, 1), {}),
+        ((5, 4, 1, 1), {"strides": [2, 2]}),
+    ],
+)
+def test_convolution(weight: tuple[int, ...], attrs: dict[str, Any]) -> None:
+    model = conv_model((1, 4, 9, 7), weight, **attrs)
+    feeds = [{"x": RNG.normal(size=(2, 4, 9, 7)).astype(np.float32)}, {"x": np.ones((2, 4, 9, 7), np.float32)}]
+    ((layer, moment),) = layer_moments(model, linear_layers(model), open_samples(feeds, model.interface))
+    full = {"group": 1, "strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]} | attrs
+    columns = np.concatenate([im2col(f["x"], weight[2:], **full) for f in feeds], axis=2).astype(np.float64)
+    np.testing.assert_allclose(moment, columns @ columns.transpose(0, 2, 1) / columns.shape[2], rtol=1e-5, atol=1e-5)
+    direct = np.stack([layer.matrix()[g] @ columns[g] for g in range(layer.groups)])
+    with open_session(model) as session:
+        found = np.concatenate([session.run(f)["y"] for f in feeds])
+    found = found.transpose(1, 0, 2, 3).reshape(layer.groups, layer.rows, -1)
+    np.testing.assert_allclose(direct, found, rtol=1e-4, atol=1e-4, err_msg="matrix and patches disagree")
+
+
+@pytest.mark.parametrize(("op", "attrs"), [("MatMul", {}), ("Gemm", {}), ("Gemm", {"transB": 1})])
+def test_matrices(op: str, attrs: dict[str, Any]) -> None:
+    weight = RNG.normal(size=(3, 5) if attrs else (5, 3)).astype(np.float32)
+    model = one_node(helper.make_node(op, ["x", "w"], ["y"], **attrs), {"w": weight}, [None, 5])
+    inputs = RNG.normal(size=(11, 5)).astype(np.float32)
+    samples = open_samples([{"x": inputs[:4]}, {"x": inputs[4:]}], model.interface)
+    ((layer, moment),) = layer_moments(model, linear_layers(model), samples)
+    np.testing.assert_allclose(moment[0], inputs.T @ inputs / 11, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer.matrix()[0], weight if attrs else weight.T)
+
+
+def test_matrix_and_stored_are_inverse() -> None:
+    for model in (conv_model((1, 4, 9, 7), (8, 2, 3, 3), group=2), conv_model((1, 4, 9, 7), (5, 4, 1, 1))):
+        (layer,) = linear_layers(model)
+        np.testing.assert_array_equal(layer.stored(layer.matrix()), layer.weight.values)
+
+
+def test_small_budgets_give_the_same_moments() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3] x) => (float[N, 2] y)
+    <float[3, 4] a = {1,2,3,4,5,6,7,8,9,10,11,12}, float[4, 2] b = {1,2,3,4,5,6,7,8}>
+    { h = MatMul(x, a)
+      y = MatMul(h, b) }
+    """
+    model = Model.from_proto(onnx.parser.parse_model(text))
+    samples = open_samples([{"x": RNG.normal(size=(5, 3)).astype(np.float32)}], model.interface)
+    whole = [moment for _, moment in layer_moments(model, linear_layers(model), samples)]
+    pieces = [moment for _, moment in layer_moments(model, linear_layers(model), samples, budget=1)]
+    assert len(whole) == len(pieces) == 2
+    for one, other in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(model.graph.outputs) == 1, "the model itself was extended"
+
+
+def test_what_is_no_linear_layer() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[2, 3, 3] x, float[3, 2] v) => (float[2, 3, 2] y, float[2, 3, 3] z)
+    <float[2, 3, 3] w = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9}>
+    { y = MatMul(x, v)
+      z = MatMul(x, w) }
+    """
+    assert linear_layers(Model.from_proto(onnx.parser.parse_model(text))) == ()
