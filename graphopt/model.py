@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 from graphopt.errors import ModelError
-from graphopt.ir.exporter import copy_tensor_header, export_graph, inline, value_info
+from graphopt.ir.exporter import copy_tensor_header, export_graph, inline
 from graphopt.ir.graph import Graph, constants, frozen, payload, payload_bytes, tensor_owners, walk_nodes
 from graphopt.ir.importer import Importer, residue_of, stored_payloads
+from graphopt.ir.infos import make_variable, output_info, value_info
 from graphopt.ir.payload import StoredTensor, is_external
 from graphopt.writer import SavedModel, save_model
 
@@ -109,7 +109,9 @@ class Model:
             ModelError: It would exceed protobuf's limit of 2 GiB; `save` writes such a model with external data.
         """
         if self.weight_bytes > PROTOBUF_LIMIT:
-            raise ModelError(f"a model with {self.weight_bytes} bytes of weights does not fit into one protobuf message")
+            raise ModelError(
+                f"a model with {self.weight_bytes} bytes of weights does not fit into one protobuf message"
+            )
         return export_graph(self.graph, self.residue)
 
     def skeleton(self) -> onnx.ModelProto:
@@ -165,7 +167,10 @@ class Model:
     @property
     def interface(self) -> Interface:
         """The inputs that a caller must or may feed, and the outputs."""
-        return Interface(_specs(self.graph.inputs), _specs(self.graph.outputs))
+        graph = self.graph
+        inputs = (_spec(value_info(tensor, tensor.name)) for tensor in graph.inputs)
+        outputs = (_spec(output_info(graph, tensor, tensor.name)) for tensor in graph.outputs)
+        return Interface(tuple(inputs), tuple(outputs))
 
     @property
     def opset(self) -> int:
@@ -214,7 +219,7 @@ def _content(values: np.ndarray) -> str:
     """Return a digest of an array's elements."""
     if values.dtype == object:
         return hashlib.sha256(repr(values.tolist()).encode()).hexdigest()
-    return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _drop_references(graph: onnx.GraphProto) -> None:
@@ -229,13 +234,7 @@ def _drop_references(graph: onnx.GraphProto) -> None:
                 _drop_references(attribute.g)
 
 
-def _specs(tensors: list[gs.Tensor]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(
-            tensor.name,
-            None if tensor.dtype is None else np.dtype(tensor.dtype),
-            None if tensor.shape is None else tuple(tensor.shape),
-            value_info(tensor, tensor.name).SerializeToString(deterministic=True),
-        )
-        for tensor in tensors
-    )
+def _spec(info: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = make_variable(info.name, info)
+    shape = None if tensor.shape is None else tuple(tensor.shape)
+    return TensorSpec(info.name, tensor.dtype, shape, info.SerializeToString(deterministic=True))

@@ -62,7 +62,9 @@ def _parse(path: Path) -> onnx.ModelProto:
             raise ModelError(f"'{path}' is a folder; give the .onnx file in it")
         size = path.stat().st_size
         if size > PROTOBUF_LIMIT:
-            raise ModelError(f"'{path}' has {size} bytes; a file above 2 GiB is no ONNX model, its weights lie beside it")
+            raise ModelError(
+                f"'{path}' has {size} bytes; a file above 2 GiB is no ONNX model, its weights lie beside it"
+            )
         raw = path.read_bytes()
         if not raw:
             raise ModelError(f"'{path}' is empty")

@@ -1,7 +1,7 @@
 """Which passes exist: those of graphopt, and those that other distributions add.
 
-A distribution adds a pass through the entry-point group ``graphopt.passes``; the entry's name is the pass's name and its
-value is ``module:Class``. Nothing is imported before it is asked for.
+A distribution adds a pass through the entry-point group ``graphopt.passes``; the entry's name is the pass's name and
+its value is ``module:Class``. Nothing is imported before it is asked for.
 """
 
 from __future__ import annotations

@@ -43,10 +43,10 @@ def sorted_infos(proto: onnx.ModelProto) -> onnx.ModelProto:
     stack: list[Message] = [result.graph, *result.functions]
     while stack:
         scope = stack.pop()
-        infos = sorted(scope.value_info, key=lambda info: info.name)  # type: ignore[attr-defined]
+        infos = sorted(scope.value_info, key=lambda info: info.name)
         scope.ClearField("value_info")
-        scope.value_info.extend(infos)  # type: ignore[attr-defined]
-        for node in scope.node:  # type: ignore[attr-defined]
+        scope.value_info.extend(infos)
+        for node in scope.node:
             stack.extend(attribute.g for attribute in node.attribute if attribute.HasField("g"))
     return result
 
@@ -87,7 +87,9 @@ def outputs_of(model: Model | onnx.ModelProto, feeds: Feeds, folder: Path | None
     return dict(zip(names, session.run(names, fed), strict=True))
 
 
-def random_feeds(proto: onnx.ModelProto, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+def random_feeds(
+    proto: onnx.ModelProto, seed: int = 0, sizes: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray]:
     """Return random inputs of the stated types and shapes.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401  # registers the narrow types with numpy
 import numpy as np
@@ -20,7 +21,10 @@ from graphopt.model import Model
 from tests.helpers import assert_same_model, outputs_of, parse, random_feeds, round_trip
 
 ELEMENT_TYPES = sorted(set(TensorProto.DataType.values()) - {TensorProto.UNDEFINED})
-IF = 'agraph (float[2] x, bool c) => (float[2] y) { k = Neg(x) y = If(c) <then_branch = t () => (float[2] a) { %s }, else_branch = e () => (float[2] b) { %s }> }'
+IF = (
+    "agraph (float[2] x, bool c) => (float[2] y) { k = Neg(x) y = If(c) <"
+    "then_branch = t () => (float[2] a) { %s }, else_branch = e () => (float[2] b) { %s }> }"
+)
 
 
 def props(holder: object, *pairs: str) -> None:
@@ -112,7 +116,8 @@ def nested() -> onnx.ModelProto:
         <float[2] w = {1, 2}>
         {
           zero = Constant <value = float[2] {0, 0}> ()
-          last, y = Scan <num_scan_inputs = 1, body = scan (float[2] state, float[2] row) => (float[2] out, float[2] each)
+          last, y = Scan <num_scan_inputs = 1,
+          body = scan (float[2] state, float[2] row) => (float[2] out, float[2] each)
           {
             moved = Add(row, w)
             each = If(c) <then_branch = t () => (float[2] r)
@@ -181,7 +186,9 @@ def trained() -> onnx.ModelProto:
     proto = parse("agraph (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Add(x, w) }")
     info = proto.training_info.add()
     info.algorithm.CopyFrom(parse("step (float[2] x) => (float[2] w_new) { w_new = Add(w, x) }").graph)
-    info.initialization.CopyFrom(parse("init () => (float[2] w0) { w0 = Constant <value_floats = [1.0, 2.0]> () }").graph)
+    info.initialization.CopyFrom(
+        parse("init () => (float[2] w0) { w0 = Constant <value_floats = [1.0, 2.0]> () }").graph
+    )
     info.update_binding.add(key="w", value="w_new")
     info.initialization_binding.add(key="w", value="w0")
     return proto
@@ -207,12 +214,18 @@ def opaque_attributes() -> onnx.ModelProto:
     type_proto = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, ["n"]))
     values: dict[str, object] = {
         "f": 0.1, "i": -(2**63), "s": "text é", "raw": b"\xff\x00", "t": tensor, "sp": sparse_tensor, "tp": type_proto,
-        "fs": [0.5, float("inf"), -0.0], "is": [1, 2**62], "ss": ["a", ""], "bs": [b"\xfe", b""], "ts": [tensor, tensor],
+        "fs": [0.5, float("inf"), -0.0], "is": [1, 2**62], "ss": ["a", ""], "bs": [b"\xfe", b""],
+        "ts": [tensor, tensor],
         "sps": [sparse_tensor], "tps": [type_proto],
         "g": parse("body () => (float r) { r = Constant <value_float = 1.0> () }").graph,
     }  # fmt: skip
     node.attribute.extend(helper.make_attribute(name, value, f"doc {name}") for name, value in values.items())
-    for name, kind in (("no_ints", "INTS"), ("no_floats", "FLOATS"), ("no_strings", "STRINGS"), ("no_tensors", "TENSORS")):
+    for name, kind in (
+        ("no_ints", "INTS"),
+        ("no_floats", "FLOATS"),
+        ("no_strings", "STRINGS"),
+        ("no_tensors", "TENSORS"),
+    ):
         node.attribute.add(name=name, type=onnx.AttributeProto.AttributeType.Value(kind))
     node.attribute.add(name="nan", type=onnx.AttributeProto.FLOAT, f=float("nan"), doc_string="not a number")
     node.attribute.add(name="nans", type=onnx.AttributeProto.FLOATS, floats=[float("nan")], doc_string="none of them")
@@ -267,9 +280,10 @@ def passthrough() -> onnx.ModelProto:
 
 def captured_output() -> onnx.ModelProto:
     """Return a branch whose output is a value of the graph around it, with a type of its own there."""
-    proto = parse("agraph (float[2] x, bool c) => (float[2] y) { a = Neg(x) y = If(c) <"
-                  "then_branch = t () => (float[K] a) { }, else_branch = e () => (float[2] b) { b = Neg(a) }> }")  # fmt: skip
-    return proto
+    return parse(
+        """agraph (float[2] x, bool c) => (float[2] y) { a = Neg(x) y = If(c) <
+        then_branch = t () => (float[K] a) { }, else_branch = e () => (float[2] b) { b = Neg(a) }> }"""
+    )
 
 
 def empty_names() -> onnx.ModelProto:
@@ -303,7 +317,8 @@ def function_details() -> onnx.ModelProto:
         pick (x, c) => (y)
         {
           w = Constant <value = float[2] {1, 2}> ()
-          y = If(c) <then_branch = t () => (float[2] a) { a = Add(x, w) }, else_branch = e () => (float[2] b) <float[2] v = {3, 4}> { b = Add(x, v) }>
+          y = If(c) <then_branch = t () => (float[2] a) { a = Add(x, w) },
+                     else_branch = e () => (float[2] b) <float[2] v = {3, 4}> { b = Add(x, v) }>
         }"""
     )
     return proto
@@ -368,7 +383,9 @@ def test_every_ir_version(version: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ELEMENT_TYPES, ids=TensorProto.DataType.Name)
 def test_every_element_type(kind: int, form: str, tmp_path: Path) -> None:
     """Odd lengths leave half-filled bytes in the packed types; scalars and empty tensors have none."""
-    proto = parse('<ir_version: 13, opset_import: ["" : 21, "c" : 1]> agraph (float x) => (float y) { y = c.Op(x, w0, w1, w2) }')
+    proto = parse(
+        '<ir_version: 13, opset_import: ["" : 21, "c" : 1]> agraph (float x) => (float y) { y = c.Op(x, w0, w1, w2) }'
+    )
     tensors = [element_tensor(kind, shape, form, f"w{number}") for number, shape in enumerate([(5,), (), (2, 0)])]
     if form == "attribute":
         del proto.graph.node[0].input[1:]
@@ -391,9 +408,12 @@ def element_tensor(kind: int, shape: tuple[int, ...], form: str, name: str) -> o
     count = int(np.prod(shape))
     values = [(number * 3) % 2 for number in range(count)]
     if kind == TensorProto.STRING:
-        return helper.make_tensor(name, kind, shape, [f"é{value}".encode() for value in values])
+        texts: list[Any] = [f"é{value}".encode() for value in values]
+        return helper.make_tensor(name, kind, shape, texts)
     if form == "raw":
-        return numpy_helper.from_array(np.array(values).reshape(shape).astype(helper.tensor_dtype_to_np_dtype(kind)), name)
+        return numpy_helper.from_array(
+            np.array(values).reshape(shape).astype(helper.tensor_dtype_to_np_dtype(kind)), name
+        )
     return helper.make_tensor(name, kind, shape, values)
 
 
@@ -412,7 +432,9 @@ def test_unknown_field_is_refused_by_name() -> None:
 
 
 def test_graphs_attribute_is_refused_by_name() -> None:
-    proto = parse('<ir_version: 10, opset_import: ["" : 21, "c" : 1]> agraph (float x) => (float y) { [here] y = c.Op(x) }')
+    proto = parse(
+        '<ir_version: 10, opset_import: ["" : 21, "c" : 1]> agraph (float x) => (float y) { [here] y = c.Op(x) }'
+    )
     body = parse("b () => (float r) { r = Constant <value_float = 1.0> () }").graph
     proto.graph.node[0].attribute.append(helper.make_attribute("branches", [body]))
     with pytest.raises(ModelError, match="node 'here': attribute 'branches' has type GRAPHS"):
@@ -447,7 +469,7 @@ def test_external_data_without_a_folder_is_refused() -> None:
     proto = parse("agraph (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Add(x, w) }")
     proto.graph.initializer[0].data_location = TensorProto.EXTERNAL
     proto.graph.initializer[0].external_data.add(key="location", value="w.bin")
-    with pytest.raises(ModelError, match="tensor 'w' .* external"):
+    with pytest.raises(ModelError, match=r"tensor 'w' .* external"):
         Model.from_proto(proto)
 
 
@@ -606,7 +628,10 @@ class TestHomes:
         assert [len(attribute.g.initializer) for attribute in proto.graph.node[1].attribute] == [1, 1]
 
     def test_declared_in_one_branch_and_used_in_both(self) -> None:
-        text = IF.replace("t () => (float[2] a)", "t () => (float[2] a) <float[2] w = {5, 5}>") % ("a = Add(k, w)", "b = Add(k, k)")
+        text = IF.replace("t () => (float[2] a)", "t () => (float[2] a) <float[2] w = {5, 5}>") % (
+            "a = Add(k, w)",
+            "b = Add(k, k)",
+        )
         model = Model.from_proto(parse(text))
         first, second = bodies(model.graph.nodes[1])
         second.nodes[0].inputs[1] = first.nodes[0].inputs[1]
@@ -645,7 +670,9 @@ class TestHomes:
         np.testing.assert_array_equal(found, [0, 0])
 
     def test_new_constants_with_the_name_of_another(self) -> None:
-        model = Model.from_proto(parse("agraph (float[2] x) => (float[2] y) <float[2] w = {1, 1}> { a = Add(x, w) y = Add(a, w) }"))
+        model = Model.from_proto(
+            parse("agraph (float[2] x) => (float[2] y) <float[2] w = {1, 1}> { a = Add(x, w) y = Add(a, w) }")
+        )
         model.graph.nodes[1].inputs[1] = gs.Constant("w", np.full(2, 3, np.float32))
         proto = model.to_proto()
         assert [tensor.name for tensor in proto.graph.initializer] == ["w", "w_1"]
@@ -692,7 +719,9 @@ class TestClean:
         return [node.op for node in walk_nodes(model.graph)]
 
     def test_dead_chain(self) -> None:
-        model, removed = self.cleaned("agraph (float x) => (float y) <float w = {1}> { a = Neg(x) b = Add(a, w) y = Abs(x) }")
+        model, removed = self.cleaned(
+            "agraph (float x) => (float y) <float w = {1}> { a = Neg(x) b = Add(a, w) y = Abs(x) }"
+        )
         assert (self.ops(model), removed) == (["Abs"], 2)
         assert not model.to_proto().graph.initializer
 
@@ -717,7 +746,9 @@ class TestClean:
         assert (self.ops(model), removed) == (["If", "Identity", "Identity"], 2)
 
     def test_dead_node_with_bodies_counts_and_frees_all(self) -> None:
-        text = (IF % ("a = Add(k, k)", "b = Identity(x)")).replace("float[2] y) {", "float[2] z) <float[2] w = {1, 2}> { z = Abs(x)", 1)
+        text = (IF % ("a = Add(k, k)", "b = Identity(x)")).replace(
+            "float[2] y) {", "float[2] z) <float[2] w = {1, 2}> { z = Abs(x)", 1
+        )
         model, removed = self.cleaned(text.replace("a = Add(k, k)", "a = Add(k, w)"))
         assert (self.ops(model), removed) == (["Abs"], 4)
         assert not model.graph.inputs[0].outputs[1:]
@@ -730,7 +761,10 @@ class TestClean:
         assert list(model.to_proto().graph.node[0].output) == ["y", "z"]
 
     def test_inner_initializers(self) -> None:
-        text = IF.replace("t () => (float[2] a)", "t () => (float[2] a) <float[2] v = {1, 1}>") % ("a = Identity(k)", "b = Identity(k)")
+        text = IF.replace("t () => (float[2] a)", "t () => (float[2] a) <float[2] v = {1, 1}>") % (
+            "a = Identity(k)",
+            "b = Identity(k)",
+        )
         model, _ = self.cleaned(text)
         assert not model.to_proto().graph.node[1].attribute[0].g.initializer
 
@@ -775,7 +809,8 @@ class TestClean:
     def test_order_in_and_through_bodies(self) -> None:
         proto = parse(
             """agraph (float x, bool c) => (float y) {
-            y = If(c) <then_branch = t () => (float a) { a = Neg(m) m = Abs(k) }, else_branch = e () => (float b) { b = Neg(k) }>
+            y = If(c) <then_branch = t () => (float a) { a = Neg(m) m = Abs(k) },
+                       else_branch = e () => (float b) { b = Neg(k) }>
             k = Neg(x) }"""
         )
         model = Model.from_proto(proto)

@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.errors import ModelError
 from graphopt.ir.graph import constants, walk_nodes
-from graphopt.model import Model
 from graphopt.reader import load
 from tests.helpers import parse, write
 from tests.test_ir import LOSSLESS, sparse
@@ -100,7 +99,9 @@ class TestExternalData:
             assert not constant.values.flags.writeable
         assert model.uses_external_data
 
-    @pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.UINT2, TensorProto.FLOAT6E2M3, TensorProto.BFLOAT16])
+    @pytest.mark.parametrize(
+        "kind", [TensorProto.INT4, TensorProto.UINT2, TensorProto.FLOAT6E2M3, TensorProto.BFLOAT16]
+    )
     def test_narrow_types(self, kind: int, tmp_path: Path) -> None:
         dtype = helper.tensor_dtype_to_np_dtype(kind)
         proto = parse(TEXT)
@@ -276,7 +277,10 @@ def change(field: str, value: object) -> Callable[[onnx.TensorProto], None]:
         (change("data_type", -1), "element type -1 is not known"),
         (change("data_type", TensorProto.COMPLEX64), "tensor 'w' of shape .2. needs 4 values but holds 2"),
         (change("data_type", TensorProto.STRING), "tensor 'w' of shape .2. needs 2 values but holds 0"),
-        (lambda tensor: tensor.segment.CopyFrom(TensorProto.Segment(begin=0, end=1)), "tensor 'w' is stored in segments"),
+        (
+            lambda tensor: tensor.segment.CopyFrom(TensorProto.Segment(begin=0, end=1)),
+            "tensor 'w' is stored in segments",
+        ),
     ],
 )
 def test_impossible_tensors(edit: Callable[[onnx.TensorProto], None], match: str, tmp_path: Path) -> None:
@@ -293,11 +297,13 @@ def test_impossible_tensors(edit: Callable[[onnx.TensorProto], None], match: str
         (lambda s: s.dims.append(2**62), "tensor 's' has an impossible size"),
         (lambda s: s.values.dims.append(1), "sparse tensor 's' must have values along one axis"),
         (lambda s: s.indices.dims.append(2), "tensor 'where' of shape .2, 2. needs 32 bytes but holds 16"),
-        (lambda s: setattr(s.indices, "raw_data", np.array([-1, 0]).tobytes()), "indices outside"),
-        (lambda s: (s.values.dims.__setitem__(0, 1), setattr(s.values, "raw_data", bytes(4))), "has indices of shape"),
+        (lambda s: s.indices.CopyFrom(numpy_helper.from_array(np.array([-1, 0]))), "indices outside"),
+        (lambda s: s.values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "s")), "has indices of shape"),
     ],
 )
-def test_impossible_sparse_tensors(edit: Callable[[onnx.SparseTensorProto], object], match: str, tmp_path: Path) -> None:
+def test_impossible_sparse_tensors(
+    edit: Callable[[onnx.SparseTensorProto], object], match: str, tmp_path: Path
+) -> None:
     proto = sparse("linear")
     edit(proto.graph.sparse_initializer[0])
     assert_refused(write(proto, tmp_path / "model.onnx"), match)
@@ -419,11 +425,13 @@ def test_damaged_files_never_surprise(tmp_path_factory: pytest.TempPathFactory, 
     folder = tmp_path_factory.mktemp("fuzz")
     path = folder / "m.onnx"
     path.write_bytes(bytes(raw))
+    message = ""
     try:
         model = load(path)
         for constant in constants(model.graph):
             _ = constant.values
         model.copy().save(folder / "out.onnx")
-        assert isinstance(load(folder / "out.onnx"), Model)
+        load(folder / "out.onnx")
     except ModelError as error:
-        assert "\n" not in str(error)
+        message = str(error)
+    assert "\n" not in message

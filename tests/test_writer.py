@@ -9,6 +9,7 @@ import resource
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,9 @@ X = {"x": np.zeros(1024, np.float32)}
 
 def model(value: float = 1.0, external: bool = False) -> Model:
     """Return x + w + small with a w of 4096 bytes, all of one value."""
-    proto = parse("agraph (float[1024] x) => (float[1024] y) <float[1] small = {0}> { a = Add(x, w) y = Add(a, small) }")
+    proto = parse(
+        "agraph (float[1024] x) => (float[1024] y) <float[1] small = {0}> { a = Add(x, w) y = Add(a, small) }"
+    )
     proto.graph.initializer.append(numpy_helper.from_array(np.full(1024, value, np.float32), "w"))
     made = Model.from_proto(proto)
     made.uses_external_data = external
@@ -84,10 +87,7 @@ class TestFiles:
     def test_every_weight_is_aligned_and_stored_once(self, tmp_path: Path) -> None:
         made = model(2)
         shared = gs.Constant("more", np.full(1030, 5, np.float32)[:1024])
-        add, last = made.graph.nodes
-        last.inputs[1] = shared
-        extra = made.graph.nodes[0].inputs[1]
-        assert extra.name == "w"
+        made.graph.nodes[1].inputs[1] = shared
         saved = made.save(tmp_path / "m.onnx", external_data=True)
         proto = onnx.load(saved.path, load_external_data=False)
         offsets = [int(e.value) for t in proto.graph.initializer for e in t.external_data if e.key == "offset"]
@@ -95,7 +95,9 @@ class TestFiles:
         assert (tmp_path / "m.onnx.data").stat().st_size == 8192
         assert value_of(saved.path) == 7
 
-    @pytest.mark.parametrize("dtype", ["int4", "float8_e4m3fn", "bfloat16", "uint2", "float4_e2m1fn", "bool", "complex64"])
+    @pytest.mark.parametrize(
+        "dtype", ["int4", "float8_e4m3fn", "bfloat16", "uint2", "float4_e2m1fn", "bool", "complex64"]
+    )
     def test_every_kind_of_array(self, dtype: str, tmp_path: Path) -> None:
         import ml_dtypes
 
@@ -232,10 +234,13 @@ class TestLinks:
 class TestFailure:
     """Whatever fails, the old files are intact and no other is left."""
 
-    @pytest.mark.parametrize("external", [False, True])
     @pytest.mark.parametrize("existing", [None, False, True])
     @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
-    @pytest.mark.parametrize("broken", ["write", "fsync", "replace", "second replace", "mkstemp"])
+    @pytest.mark.parametrize(
+        ("broken", "external"),
+        [(step, external) for step in ("write", "fsync", "replace", "mkstemp") for external in (False, True)]
+        + [("second replace", True)],
+    )
     def test_nothing_is_lost(
         self, broken: str, error: BaseException, existing: bool | None, external: bool, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
@@ -246,10 +251,8 @@ class TestFailure:
         before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
         with monkeypatch.context() as patch:
             break_it(patch, broken, error)
-            if broken == "second replace" and not external:
-                pytest.skip("one file, one rename")
             expected = ModelError if isinstance(error, OSError) else KeyboardInterrupt
-            with pytest.raises(expected, match="cannot write .*No space left" if expected is ModelError else None):
+            with pytest.raises(expected, match=r"cannot write .*No space left" if expected is ModelError else None):
                 model(2).save(path, external_data=external)
         assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 
@@ -277,18 +280,18 @@ for external in (False, True):
         assert value_of(path) == 1
 
     def test_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelError, match="cannot write .*No such file"):
+        with pytest.raises(ModelError, match=r"cannot write .*No such file"):
             model().save(tmp_path / "none" / "m.onnx")
 
     def test_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelError, match="cannot write .*is a folder"):
+        with pytest.raises(ModelError, match=r"cannot write .*is a folder"):
             model().save(tmp_path)
         assert names(tmp_path) == []
 
     @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
     def test_read_only_folder(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o500)
-        with pytest.raises(ModelError, match="cannot write .*Permission"):
+        with pytest.raises(ModelError, match=r"cannot write .*Permission"):
             model().save(tmp_path / "m.onnx")
 
     def test_model_that_cannot_be_expressed(self, tmp_path: Path) -> None:
@@ -304,7 +307,7 @@ def break_it(patch: pytest.MonkeyPatch, what: str, error: BaseException) -> None
     if what == "write":
         patch.setattr(writer, "_write_proto", _raiser(error))
     elif what == "mkstemp":
-        patch.setattr(writer.tempfile, "mkstemp", _raiser(error))
+        patch.setattr("tempfile.mkstemp", _raiser(error))
     elif what == "second replace":
         real, calls = os.replace, []
 
@@ -314,12 +317,12 @@ def break_it(patch: pytest.MonkeyPatch, what: str, error: BaseException) -> None
                 raise error
             real(source, target)
 
-        patch.setattr(writer.os, "replace", replace)
+        patch.setattr(os, "replace", replace)
     else:
-        patch.setattr(writer.os, what, _raiser(error))
+        patch.setattr(os, what, _raiser(error))
 
 
-def _raiser(error: BaseException):  # type: ignore[no-untyped-def]
+def _raiser(error: BaseException) -> Callable[..., None]:
     def fail(*_args: object, **_kwargs: object) -> None:
         raise error
 

@@ -39,10 +39,7 @@ def sort_nodes(graph: gs.Graph) -> None:
     consumers: list[list[int]] = [[] for _ in graph.nodes]
     for index, node in enumerate(graph.nodes):
         producers = {
-            position[id(producer)]
-            for tensor in _needed(node)
-            for producer in tensor.inputs
-            if id(producer) in position
+            position[id(producer)] for tensor in _needed(node) for producer in tensor.inputs if id(producer) in position
         }
         waiting.append(len(producers))
         for producer in producers:

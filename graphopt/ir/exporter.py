@@ -6,7 +6,6 @@ inline or as a reference to somewhere else.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -16,20 +15,28 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
 from graphopt.errors import ModelError
+from graphopt.ir.attributes import plain_attribute, same_value
 from graphopt.ir.graph import (
-    Constant,
     Function,
     Graph,
     OpaqueAttribute,
-    Payload,
     payload,
     walk_nodes,
 )
-from graphopt.ir.importer import make_variable
+from graphopt.ir.infos import as_stated, output_info, value_info
 from graphopt.ir.payload import StoredSparseTensor, StoredTensor
 from graphopt.ir.placement import changed_names, constant_homes, unique_name
 
-__all__ = ["PayloadWriter", "copy_tensor_header", "export_graph", "inline", "opset_imports", "unique_name", "value_info"]
+__all__ = [
+    "PayloadWriter",
+    "copy_tensor_header",
+    "export_graph",
+    "inline",
+    "opset_imports",
+    "output_info",
+    "unique_name",
+    "value_info",
+]
 
 PayloadWriter = Callable[[str, StoredTensor | np.ndarray], onnx.TensorProto]
 
@@ -103,7 +110,7 @@ class _Exporter:
         model.functions.extend(self._function(function) for function in graph.functions)
 
     def _name(self, tensor: gs.Tensor) -> str:
-        return self._names.get(id(tensor), tensor.name)
+        return self._names.get(id(tensor)) or str(tensor.name)
 
     def _fill_graph(self, graph: gs.Graph, proto: onnx.GraphProto) -> None:
         if isinstance(graph, Graph):
@@ -115,7 +122,7 @@ class _Exporter:
         self._fill_initializers(graph, proto)
         proto.node.extend(self._node(node) for node in graph.nodes)
         proto.input.extend(self._inputs(graph))
-        proto.output.extend(self._output(graph, tensor) for tensor in graph.outputs)
+        proto.output.extend(output_info(graph, tensor, self._name(tensor)) for tensor in graph.outputs)
         proto.value_info.extend(self._inner_value_infos(graph))
 
     def _fill_initializers(self, graph: gs.Graph, proto: onnx.GraphProto) -> None:
@@ -142,12 +149,6 @@ class _Exporter:
         ordered = [name for name in graph.input_order if name in infos]
         return [infos[name] for name in dict.fromkeys([*ordered, *infos])]
 
-    def _output(self, graph: gs.Graph, tensor: gs.Tensor) -> onnx.ValueInfoProto:
-        stated = graph.output_infos.get(tensor.name) if isinstance(graph, Graph) else None
-        if stated is None or not _agree(stated, tensor):
-            return self._value_info(tensor)
-        return _named(stated, self._name(tensor))
-
     def _inner_value_infos(self, graph: gs.Graph) -> list[onnx.ValueInfoProto]:
         """Types of the graph's own inner tensors, in order of first appearance; of a function's ends too.
 
@@ -162,7 +163,7 @@ class _Exporter:
             name = self._name(tensor)
             if tensor.name in hidden or name in infos or not name or getattr(tensor, "origin", None) is None:
                 continue
-            forgotten = not isinstance(tensor, gs.Constant) and tensor.dtype is None and not _as_stated(tensor)
+            forgotten = not isinstance(tensor, gs.Constant) and tensor.dtype is None and not as_stated(tensor)
             if not forgotten and tensor.name not in listed:
                 infos[name] = self._value_info(tensor)
         return list(infos.values())
@@ -190,7 +191,7 @@ class _Exporter:
     def _fill_attribute(
         self, name: str, value: Any, origin: tuple[Any, onnx.AttributeProto] | None, proto: onnx.AttributeProto
     ) -> None:
-        if origin is not None and not isinstance(value, (gs.Graph, gs.Tensor)) and _same(value, origin[0]):
+        if origin is not None and not isinstance(value, (gs.Graph, gs.Tensor)) and same_value(value, origin[0]):
             proto.CopyFrom(origin[1])
             return
         if origin is not None and origin[1].doc_string:
@@ -208,7 +209,7 @@ class _Exporter:
                 raise ModelError(f"attribute '{name}' holds a sparse tensor where a dense one is needed")
             proto.t.CopyFrom(self._write_attribute(value.name, held))
         else:
-            proto.MergeFrom(_plain_attribute(name, value, origin[1].type if origin is not None else None))
+            proto.MergeFrom(plain_attribute(name, value, origin[1].type if origin is not None else None))
 
     def _function(self, function: gs.Function) -> onnx.FunctionProto:
         proto = onnx.FunctionProto()
@@ -240,52 +241,6 @@ class _Exporter:
         return onnx.helper.make_node("Constant", [], [name], value=self._write_attribute(name, held))
 
 
-def value_info(tensor: gs.Tensor, name: str) -> onnx.ValueInfoProto:
-    """Return the ValueInfoProto of a tensor; the one it was read from if type and shape still agree with it."""
-    origin = getattr(tensor, "origin", None)
-    if origin is not None and (isinstance(tensor, gs.Constant) or _as_stated(tensor)):
-        return _named(origin, name)
-    shape = list(tensor.shape) if tensor.shape is not None else None
-    if tensor.dtype is None:
-        info = onnx.helper.make_empty_tensor_value_info(name)
-    else:
-        element_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-        info = onnx.helper.make_tensor_value_info(name, element_type, shape)
-    if origin is not None:
-        info.metadata_props.extend(origin.metadata_props)
-        if origin.doc_string:
-            info.doc_string = origin.doc_string
-        if origin.type.denotation:
-            info.type.denotation = origin.type.denotation
-    return info
-
-
-def _named(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
-    copied = onnx.ValueInfoProto()
-    copied.CopyFrom(info)
-    copied.name = name
-    return copied
-
-
-def _as_stated(tensor: gs.Variable) -> bool:
-    """Whether type and shape are those of the ValueInfoProto that the tensor was read from."""
-    then = make_variable(tensor.name, tensor.origin)
-    shape = list(tensor.shape) if tensor.shape is not None else None
-    return bool(then.dtype == tensor.dtype and then.shape == shape)
-
-
-def _agree(info: onnx.ValueInfoProto, tensor: gs.Tensor) -> bool:
-    """Whether what is known of the tensor allows what the proto states."""
-    stated = make_variable(tensor.name, info)
-    if stated.dtype is not None and tensor.dtype is not None and stated.dtype != tensor.dtype:
-        return False
-    if stated.shape is None or tensor.shape is None:
-        return True
-    sizes = list(zip(stated.shape, tensor.shape, strict=False))
-    fixed = [(a, b) for a, b in sizes if isinstance(a, int) and isinstance(b, int)]
-    return len(stated.shape) == len(tensor.shape) and all(a == b for a, b in fixed)
-
-
 def opset_imports(graph: gs.Graph) -> list[onnx.OperatorSetIdProto]:
     """Return the imports, with the graph's opset and version 1 of each domain that a pass started to use."""
     imports = []
@@ -300,35 +255,3 @@ def opset_imports(graph: gs.Graph) -> list[onnx.OperatorSetIdProto]:
     used = {"" if node.domain in (None, "ai.onnx") else node.domain for node in walk_nodes(graph)}
     imports.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(used - known) if domain == "com.microsoft")
     return imports
-
-
-def _plain_attribute(name: str, value: Any, kind: int | None) -> onnx.AttributeProto:
-    """Return the proto of a number, text, array or list; of the type that the attribute had in the file, if any."""
-    if isinstance(value, gs.Node.AttributeRef):
-        kinds = {float: "FLOAT", int: "INT", str: "STRING", gs.Tensor: "TENSOR", gs.Graph: "GRAPH"}
-        if value.type not in kinds:
-            raise ModelError(f"attribute '{name}' refers to '{value.name}' with an unknown type")
-        kind = onnx.AttributeProto.AttributeType.Value(kinds[value.type])
-        return onnx.AttributeProto(name=name, ref_attr_name=value.name, type=kind)
-    if isinstance(value, np.ndarray):
-        return onnx.helper.make_attribute(name, numpy_helper.from_array(value, name))
-    if isinstance(value, list) and not value:
-        if kind is None:
-            raise ModelError(f"attribute '{name}' is an empty list, whose type ONNX cannot tell")
-        return onnx.AttributeProto(name=name, type=kind)
-    if kind == onnx.AttributeProto.FLOAT and isinstance(value, int):
-        value = float(value)
-    elif kind == onnx.AttributeProto.FLOATS and isinstance(value, list):
-        value = [float(item) for item in value]
-    return onnx.helper.make_attribute(name, value)
-
-
-def _same(value: Any, origin: Any) -> bool:
-    """Whether two attribute values are alike to the bit: a NaN is itself, and -0.0 is not 0.0."""
-    if type(value) is not type(origin):
-        return False
-    if isinstance(value, float):
-        return struct.pack("d", value) == struct.pack("d", origin)
-    if isinstance(value, list):
-        return len(value) == len(origin) and all(map(_same, value, origin))
-    return bool(value == origin)

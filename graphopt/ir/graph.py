@@ -12,6 +12,7 @@ Passes may create plain ``gs.Node``, ``gs.Variable`` and ``gs.Constant`` objects
 
 from __future__ import annotations
 
+# mypy: disallow-subclassing-any=False
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,9 +60,7 @@ class Variable(gs.Variable):
 class Constant(gs.Constant):
     """A weight whose stored payload is kept when its values are looked at."""
 
-    def __init__(
-        self, name: str, values: Payload, *, origin: onnx.ValueInfoProto | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, name: str, values: Payload, *, origin: onnx.ValueInfoProto | None = None, **kwargs: Any) -> None:
         super().__init__(name, frozen(values), **kwargs)
         self.origin = origin
 
@@ -97,7 +96,7 @@ class Graph(gs.Graph):
         super().__init__(*args, **kwargs)
         self.residue = residue if residue is not None else onnx.GraphProto()
         self.declared: list[gs.Constant] = []
-        self.defaults: dict[str, StoredTensor | StoredSparseTensor] = {}
+        self.defaults: dict[str, Payload] = {}
         self.listed: dict[str, onnx.ValueInfoProto] = {}
         self.input_order: list[str] = []
         self.initializer_order: list[str] = []

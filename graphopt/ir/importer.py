@@ -7,28 +7,31 @@ keeps it in the object's residue (see `graphopt.ir.graph`), or refuses the model
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from graphopt.errors import ModelError
-from graphopt.ir.graph import Constant, Function, Graph, Node, OpaqueAttribute, Variable
+from graphopt.ir.graph import Constant, Function, Graph, Node, OpaqueAttribute, Payload, Variable, payload
+from graphopt.ir.infos import infos_of, make_variable, stray_infos
 from graphopt.ir.payload import (
     DataFile,
     StoredSparseTensor,
     StoredTensor,
     external_reference,
     is_external,
-    numpy_dtype,
 )
+from graphopt.ir.scope import Infos, Scope
 
-Scope = dict[str, gs.Tensor]
-TensorFactory = Callable[[onnx.TensorProto], Any]
+__all__ = ["Importer", "default_opset", "make_variable", "residue_of", "stored_payloads"]
+
+TensorFactory = Callable[[onnx.TensorProto], StoredTensor | np.ndarray]
 ProtoT = TypeVar("ProtoT", bound=Message)
 
 _NODE_FIELDS = frozenset({"input", "output", "name", "op_type", "domain", "attribute"})
@@ -67,7 +70,7 @@ def residue_of(proto: ProtoT, handled: frozenset[str], where: str) -> ProtoT:
             f"{where}: fields {unknown} are not known to onnx {onnx.__version__} and would be lost; "
             "install a newer onnx that knows them"
         )
-    residue = type(proto)()
+    residue: ProtoT = type(proto)()
     for descriptor, value in proto.ListFields():
         if descriptor.name in handled and (descriptor.is_repeated or descriptor.message_type is not None or value):
             continue  # what is handled but set to nothing stays here: protobuf tells it from what is not set
@@ -103,7 +106,7 @@ class Importer:
                 raise ModelError(f"function '{domain}.{name}' (overload '{overload}') is defined more than once")
         return self._graph(
             model.graph,
-            {},
+            None,
             import_domains=list(model.opset_import),
             producer_name=model.producer_name,
             producer_version=model.producer_version,
@@ -111,16 +114,17 @@ class Importer:
             functions=functions,
         )
 
-    def _graph(self, proto: onnx.GraphProto, outer: Scope, **model_fields: Any) -> Graph:
+    def _graph(self, proto: onnx.GraphProto, outer: Scope | None, **model_fields: Any) -> Graph:
         where = f"graph '{proto.name}'"
-        scope = _ChildScope(outer)
-        infos = _value_infos(proto)
+        scope = Scope(outer)
+        infos = infos_of(proto)
         declared = self._initializers(proto, infos)
         overridable = self._overridable(proto)
-        defaults, listed = {}, {}
+        defaults: dict[str, Payload] = {}
+        listed: Infos = {}
         for name, constant in declared.items():
             if name in overridable:
-                defaults[name] = constant._values
+                defaults[name] = payload(constant)
             else:
                 scope[name] = constant
         inputs = []
@@ -137,7 +141,7 @@ class Importer:
         outputs = [scope.find(info.name, infos) for info in proto.output]
         residue = residue_of(proto, _GRAPH_FIELDS, where)
         shown = {info.name for infos_ in (proto.input, proto.output) for info in infos_}
-        residue.value_info.extend(_stray_infos(proto.value_info, scope, shown))
+        residue.value_info.extend(stray_infos(proto.value_info, scope.keys(), shown))
         graph = Graph(
             nodes,
             inputs,
@@ -159,12 +163,10 @@ class Importer:
         }
         return graph
 
-    def _initializers(self, proto: onnx.GraphProto, infos: dict[str, onnx.ValueInfoProto]) -> dict[str, Constant]:
+    def _initializers(self, proto: onnx.GraphProto, infos: Infos) -> dict[str, Constant]:
         declared: dict[str, Constant] = {}
         for tensor in proto.initializer:
-            declared[tensor.name] = Constant(
-                tensor.name, self._make_payload(tensor), origin=infos.get(tensor.name)
-            )
+            declared[tensor.name] = Constant(tensor.name, self._make_payload(tensor), origin=infos.get(tensor.name))
         for sparse in proto.sparse_initializer:
             name = sparse.values.name
             declared[name] = Constant(name, StoredSparseTensor(sparse), origin=infos.get(name))
@@ -180,7 +182,7 @@ class Importer:
             return frozenset()
         return frozenset(info.name for info in proto.input)
 
-    def _node(self, proto: onnx.NodeProto, scope: _ChildScope, infos: dict[str, onnx.ValueInfoProto]) -> Node:
+    def _node(self, proto: onnx.NodeProto, scope: Scope, infos: Infos) -> Node:
         node = Node(
             proto.op_type,
             proto.name,
@@ -211,7 +213,9 @@ class Importer:
             return gs.Node.AttributeRef(proto.ref_attr_name, _REFERENCE_TYPES.get(kind, list))
         if kind in _OPAQUE:
             if any(is_external(tensor) for tensor in _tensors_in(proto)):
-                raise ModelError(f"{where}: attribute '{proto.name}' holds external data in a form graphopt cannot carry")
+                raise ModelError(
+                    f"{where}: attribute '{proto.name}' holds external data in a form graphopt cannot carry"
+                )
             return OpaqueAttribute(proto)
         if kind == onnx.AttributeProto.GRAPH:
             return self._graph(proto.g, scope)
@@ -234,15 +238,15 @@ class Importer:
         return value if isinstance(value, (int, float)) else list(value)
 
     def _function(self, proto: onnx.FunctionProto) -> Function:
-        scope = _ChildScope({})
+        scope = Scope(None)
         infos = {info.name: info for info in proto.value_info}
         inputs = [scope.define(name, infos) for name in proto.input]
         scope.define_outputs(proto.node, infos)
         nodes = [self._node(node, scope, infos) for node in proto.node]
-        outputs = [scope.local(name) or scope.define(name, infos) for name in proto.output]
+        outputs = [scope.find(name, infos) for name in proto.output]
         where = f"function '{proto.domain}.{proto.name}'"
         residue = residue_of(proto, _FUNCTION_FIELDS, where)
-        residue.value_info.extend(_stray_infos(proto.value_info, scope, set()))
+        residue.value_info.extend(stray_infos(proto.value_info, scope.keys(), set()))
         defaults, origins = self._attributes(proto.attribute_proto, scope, where)
         function = Function(
             proto.name,
@@ -260,78 +264,9 @@ class Importer:
         return function
 
 
-class _ChildScope(dict[str, gs.Tensor]):
-    """Names defined in one graph, falling back to the names of the graphs around it."""
-
-    def __init__(self, outer: Scope) -> None:
-        super().__init__()
-        self._outer = outer
-
-    def local(self, name: str) -> gs.Tensor | None:
-        return dict.get(self, name)
-
-    def lookup(self, name: str) -> gs.Tensor | None:
-        found = dict.get(self, name)
-        if found is None:
-            found = self._outer.lookup(name) if isinstance(self._outer, _ChildScope) else self._outer.get(name)
-        return found
-
-    def define(self, name: str, infos: dict[str, onnx.ValueInfoProto]) -> gs.Tensor:
-        tensor = self[name] = make_variable(name, infos.get(name))
-        return tensor
-
-    def define_outputs(self, nodes: Iterable[onnx.NodeProto], infos: dict[str, onnx.ValueInfoProto]) -> None:
-        """Define what the nodes produce before any is read: files with nodes out of order exist."""
-        for name in (name for node in nodes for name in node.output if name):
-            if name in self:
-                raise ModelError(f"tensor '{name}' is defined more than once")
-            self.define(name, infos)
-
-    def find(self, name: str, infos: dict[str, onnx.ValueInfoProto]) -> gs.Tensor:
-        """Return the tensor visible under this name; one that nobody defines is left to the checker to refuse."""
-        return self.lookup(name) or self.define(name, infos)
-
-
-def make_variable(name: str, info: onnx.ValueInfoProto | None) -> Variable:
-    """Return the run-time tensor that a ValueInfoProto describes, as far as GraphSurgeon can express it."""
-    variable = Variable(name, origin=info)
-    if info is None or not info.type.WhichOneof("value"):
-        return variable
-    kind = info.type.WhichOneof("value")
-    variable.type = kind
-    if kind in ("tensor_type", "sparse_tensor_type"):
-        tensor = getattr(info.type, kind)
-        variable.dtype = numpy_dtype(tensor.elem_type) if tensor.elem_type else None
-        variable.shape = read_shape(tensor)
-    return variable
-
-
-def read_shape(tensor: onnx.TypeProto.Tensor) -> list[int | str | None] | None:
-    """Return the dimensions (number, name, or None where unknown), or None for an unknown rank."""
-    if not tensor.HasField("shape"):
-        return None
-    return [getattr(dim, which) if (which := dim.WhichOneof("value")) else None for dim in tensor.shape.dim]
-
-
 def default_opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int | None:
     """Return the version of the standard operator set, or None."""
     return next((item.version for item in imports if item.domain in ("", "ai.onnx")), None)
-
-
-def _value_infos(proto: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
-    return {info.name: info for infos in (proto.value_info, proto.output, proto.input) for info in infos}
-
-
-def _stray_infos(
-    infos: Sequence[onnx.ValueInfoProto], scope: _ChildScope, shown: set[str]
-) -> list[onnx.ValueInfoProto]:
-    """Types of names that are no inner tensor of this graph, or are stated twice: of no use, but part of the file."""
-    last = {info.name: number for number, info in enumerate(infos)}
-    return [
-        info
-        for number, info in enumerate(infos)
-        if info.name in shown or scope.local(info.name) is None or last[info.name] != number
-    ]
 
 
 def _tensors_in(proto: onnx.AttributeProto) -> list[onnx.TensorProto]:

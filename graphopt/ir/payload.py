@@ -6,6 +6,7 @@ bytes of external data are memory-mapped, so reading a weight costs page cache, 
 
 from __future__ import annotations
 
+# mypy: disallow-subclassing-any=False
 import itertools
 import math
 import mmap
@@ -77,9 +78,7 @@ class DataFile:
             return np.empty(0, np.uint8)
         before = offset % mmap.ALLOCATIONGRANULARITY
         try:
-            mapped = mmap.mmap(
-                self._descriptor, before + length, access=mmap.ACCESS_READ, offset=offset - before
-            )
+            mapped = mmap.mmap(self._descriptor, before + length, access=mmap.ACCESS_READ, offset=offset - before)
         except (OSError, ValueError) as error:
             raise ModelError(f"external data '{self.path}' cannot be read at byte {offset}: {error}") from error
         return np.frombuffer(mapped, np.uint8, length, before)
@@ -128,7 +127,7 @@ class StoredTensor(LazyValues):
     def raw_bytes(self) -> memoryview:
         """Return the little-endian packed bytes as the ONNX raw_data field would hold them."""
         if self._file is not None:
-            return memoryview(self._map(self._file))
+            return self._map(self._file).data
         if self.tensor.HasField("raw_data"):
             return memoryview(self.tensor.raw_data)
         return memoryview(numpy_helper.from_array(self.load()).raw_data)
@@ -141,7 +140,7 @@ class StoredTensor(LazyValues):
             return
         _, offset, _ = external_reference(self.tensor)
         for start in range(0, self.nbytes, nbytes):
-            yield memoryview(self._file.map(offset + start, min(nbytes, self.nbytes - start)))
+            yield self._file.map(offset + start, min(nbytes, self.nbytes - start)).data
 
     def _map(self, file: DataFile) -> np.ndarray:
         _, offset, _ = external_reference(self.tensor)
@@ -181,7 +180,9 @@ class StoredSparseTensor(SparseValues):
         try:
             dense = np.zeros(math.prod(self.shape), self.dtype)
         except (MemoryError, ValueError) as error:
-            raise ModelError(f"sparse tensor '{self.tensor.values.name}' is too large as a dense one: {error}") from error
+            raise ModelError(
+                f"sparse tensor '{self.tensor.values.name}' is too large as a dense one: {error}"
+            ) from error
         linear = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), self.shape)
         dense[linear] = numpy_helper.to_array(self.tensor.values)
         dense = dense.reshape(self.shape)
