@@ -89,7 +89,7 @@ def _save_single(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path)
 
 def _save_pair(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, data_path: Path) -> SavedModel:
     with _temporary(path) as (data_file, data_temporary), _temporary(path) as (model_file, model_temporary):
-        stream = _DataStream(data_file, data_path.name)
+        stream = DataStream(data_file, data_path.name)
         _write_proto(export(stream.write), model_file)
         _finish(data_file)
         _finish(model_file)
@@ -107,7 +107,7 @@ def _save_pair(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, d
     return SavedModel(path, data_path, path.stat().st_size + data_path.stat().st_size)
 
 
-class _DataStream:
+class DataStream:
     """Appends weights to the data file, page-aligned; a weight that several scopes hold is written once."""
 
     def __init__(self, file: BinaryIO, location: str) -> None:
