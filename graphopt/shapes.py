@@ -124,6 +124,7 @@ def shapes_for(model: Model, feeds: Mapping[str, np.ndarray] | None = None) -> d
 
 def _infer(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Run inference; a model that it refuses comes back as it is, or with what a run without values finds."""
+    _localize(proto.graph, {})
     reasons = []
     for data_prop in (True, False):
         try:
@@ -131,6 +132,23 @@ def _infer(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         except _REFUSALS as error:
             reasons.append(" ".join(str(error).split())[:300])
     return proto, tuple(dict.fromkeys(reasons))
+
+
+def _localize(graph: onnx.GraphProto, outer: dict[str, onnx.TensorProto]) -> None:
+    """Copy the small weights that a body reads from around it into the body: inference looks no further for values."""
+    own = {tensor.name: tensor for tensor in graph.initializer}
+    read = {name for node in graph.node for name in node.input} - own.keys()
+    graph.initializer.extend(outer[name] for name in sorted(read & outer.keys()))
+    visible = outer | own
+    for name in _defined(graph):
+        visible.pop(name, None)
+    for body in _bodies(graph):
+        _localize(body, visible)
+
+
+def _defined(graph: onnx.GraphProto) -> Iterator[str]:
+    yield from (info.name for info in graph.input)
+    yield from (name for node in graph.node for name in node.output)
 
 
 def _forget(graph: onnx.GraphProto) -> None:

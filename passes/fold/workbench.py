@@ -10,7 +10,17 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir.clean import clean, disconnect
 from graphopt.ir.exporter import unique_name
-from graphopt.ir.graph import Constant, Node, Variable, payload, payload_bytes, tensor_names, walk_graphs
+from graphopt.ir.graph import (
+    Constant,
+    Node,
+    Variable,
+    bodies,
+    payload,
+    payload_bytes,
+    tensor_names,
+    walk_graphs,
+    walk_nodes,
+)
 from graphopt.model import Model
 from graphopt.passes.fold.ints import Ints, ShapeValues
 from graphopt.shapes import STANDARD_DOMAINS, TensorType, TensorTypes, tensor_types
@@ -183,10 +193,10 @@ class Workbench:
         if self.is_result(source):
             return "it gives one value two output names"
         self.remove(node)
-        self._take_over(producer, source, target)
+        self.take_over(producer, source, target)
         return ""
 
-    def _take_over(self, producer: gs.Node, source: gs.Tensor, target: gs.Tensor) -> None:
+    def take_over(self, producer: gs.Node, source: gs.Tensor, target: gs.Tensor) -> None:
         """Let `producer` make `target` instead of `source`, and everybody read it."""
         position = next(i for i, tensor in enumerate(producer.outputs) if tensor is source)
         producer.outputs[position] = target
@@ -213,18 +223,48 @@ class Workbench:
         self.touch([node])
 
     def remove(self, node: gs.Node) -> None:
-        """Take the node out of the graph."""
-        self.touch(producer for tensor in node.inputs for producer in tensor.inputs)
-        self._removed[id(node)] = node
-        self._edited = True
+        """Take the node, with its bodies, out of the graph."""
+        gone = [node, *(inner for body in bodies(node) for inner in walk_nodes(body))]
+        for inner in gone:
+            self.touch(producer for tensor in inner.inputs for producer in tensor.inputs)
+            self._removed[id(inner)] = inner
+        for scope in (scope for body in bodies(node) for scope in walk_graphs(body)):
+            self._forget_results(scope)
         disconnect(node)
+        self._edited = True
 
     def add(self, node: gs.Node, beside: gs.Node) -> None:
         """Put a new node into the graph of another one; order comes later."""
-        graph = self.graph_of(beside)
+        self.put(node, self.graph_of(beside))
+
+    def put(self, node: gs.Node, graph: gs.Graph) -> None:
+        """Put a new node into a graph; order comes later."""
         graph.nodes.append(node)
         self._graph_of[id(node)] = graph
+        self._edited = True
         self.touch([node])
+
+    def move_out(self, body: gs.Graph, node: gs.Node) -> list[gs.Node]:
+        """Move the nodes of a node's body into the graph around it, and return them.
+
+        What they make is renamed where its name is taken there. The outputs of the body are no outputs any more.
+        """
+        graph = self.graph_of(node)
+        taken = {tensor.name for other in graph.nodes for tensor in other.outputs}
+        taken.update(tensor.name for tensor in graph.inputs)
+        moved = [inner for inner in body.nodes if id(inner) not in self._removed]
+        body.nodes.clear()
+        self._forget_results(body)
+        for inner in moved:
+            for tensor in inner.outputs:
+                if tensor.name in taken:
+                    tensor.name = self.free_name(tensor.name)
+            self.put(inner, graph)
+        return moved
+
+    def _forget_results(self, graph: gs.Graph) -> None:
+        for tensor in graph.outputs:
+            self._results.pop(id(tensor), None)
 
     def new_constant(self, name: str, values: np.ndarray, beside: gs.Node) -> gs.Tensor:
         """Return a tensor with the given values for a node to read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graphopt.passes.fold.rules.affine import Affine
 from graphopt.passes.fold.rules.batch_norm import BatchNorm
+from graphopt.passes.fold.rules.inline_if import InlineIf
 from graphopt.passes.fold.rules.lift_constant import LiftConstant
 from graphopt.passes.fold.rules.merge_reshapes import MergeReshapes
 from graphopt.passes.fold.rules.merge_transposes import MergeTransposes
@@ -16,6 +17,7 @@ from graphopt.passes.fold.rules.shape_value import ShapeValue
 
 RULES: tuple[Rule, ...] = (
     LiftConstant(),
+    InlineIf(),
     ShapeValue(),
     NoOp(),
     SameShape(),

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from graphopt.passes.fold.rules.rule import Outcome, Rule, done
 from graphopt.passes.fold.workbench import Workbench
 
+_LARGEST = 2**31 - 1  # what exporters write for "to the end"; no tensor is as long along one axis
 Check = Callable[[gs.Node, Workbench], Outcome]
 
 
@@ -21,6 +22,7 @@ class NoOp(Rule):
     - Dropout outside training, where nobody reads the mask;
     - Cast and CastLike to the type that x has;
     - Transpose that keeps the order of the axes;
+    - Slice from the beginning to the largest number;
     - Pad by nothing, Tile by ones, Clip without bounds;
     - Concat, Sum, Mean, Max, Min of a single tensor.
 
@@ -87,6 +89,15 @@ def _clip(node: gs.Node, bench: Workbench) -> Outcome:
     return all(bound.is_empty() for bound in bounds) and bench.opset(node) >= 11
 
 
+def _slice(node: gs.Node, bench: Workbench) -> Outcome:
+    starts = node.attrs["starts"] if "starts" in node.attrs else _numbers(node, 1, bench)
+    ends = node.attrs["ends"] if "ends" in node.attrs else _numbers(node, 2, bench)
+    steps = _numbers(node, 4, bench) if len(node.inputs) > 4 and not node.inputs[4].is_empty() else [1]
+    if not (isinstance(starts, list) and isinstance(ends, list) and steps is not None):
+        return False
+    return not any(starts) and all(end >= _LARGEST for end in ends) and all(step == 1 for step in steps)
+
+
 def _single(node: gs.Node, bench: Workbench) -> Outcome:
     return len(node.inputs) == 1
 
@@ -107,6 +118,7 @@ CHECKS: dict[str, Check] = {
     "Mean": _single,
     "Min": _single,
     "Pad": _pad,
+    "Slice": _slice,
     "Sum": _single,
     "Tile": _tile,
     "Transpose": _transpose,
