@@ -23,7 +23,7 @@ class NodeCost:
         op: Operator.
         macs: Multiply-accumulate operations of one execution, those of its bodies not included; None where a shape that
             they rest on is unknown.
-        parameters: Elements of the constants that it is the first to use.
+        parameters: Elements of the constants that it holds itself or is the first to use.
         nbytes: Bytes of these constants in the file.
     """
 
@@ -82,7 +82,7 @@ def figures(
     """
     scale = scale if scale is not None else Scale(zstd_level)
     size = scale.weigh(model)
-    weights = [constant for root in _roots(model) for constant in constants(root)]
+    weights = [constant for root in _roots(model) for constant in (*constants(root), *_held(root))]
     return Figures(
         nodes=model.node_count,
         parameters=sum(math.prod(payload(constant).shape) for constant in weights),
@@ -97,6 +97,11 @@ def _roots(model: Model) -> tuple[gs.Graph, ...]:
     return (model.graph, *model.graph.functions)
 
 
+def _held(graph: gs.Graph) -> list[gs.Constant]:
+    """Return the tensors in attributes: the weights of Constant nodes."""
+    return [value for node in walk_nodes(graph) for value in node.attrs.values() if isinstance(value, gs.Constant)]
+
+
 def _shape_reader(shapes: Mapping[str, Shape] | None) -> ShapeOf:
     known = shapes if shapes is not None else {}
 
@@ -105,6 +110,9 @@ def _shape_reader(shapes: Mapping[str, Shape] | None) -> ShapeOf:
             return tuple(payload(tensor).shape)
         if tensor.name in known:
             return known[tensor.name]
+        held = tensor.inputs[0].attrs.get("value") if tensor.inputs and tensor.inputs[0].op == "Constant" else None
+        if isinstance(held, gs.Constant):
+            return tuple(payload(held).shape)
         stated = tensor.shape
         if stated is None or not all(isinstance(size, int) and size >= 0 for size in stated):
             return None
@@ -114,7 +122,8 @@ def _shape_reader(shapes: Mapping[str, Shape] | None) -> ShapeOf:
 
 
 def _node_cost(node: gs.Node, shape_of: ShapeOf, seen: set[int]) -> NodeCost:
-    first = {id(tensor): tensor for tensor in node.inputs if isinstance(tensor, gs.Constant) and id(tensor) not in seen}
+    found = (tensor for tensor in (*node.inputs, *node.attrs.values()) if isinstance(tensor, gs.Constant))
+    first = {id(tensor): tensor for tensor in found if id(tensor) not in seen}
     seen.update(first)
     return NodeCost(
         node=node.name or next((tensor.name for tensor in node.outputs if tensor.name), ""),
