@@ -6,7 +6,9 @@ its value is ``module:Class``. Nothing is imported before it is asked for.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from functools import cache
 from importlib.metadata import entry_points
 from pkgutil import resolve_name
@@ -47,17 +49,32 @@ def pass_class(name: str) -> type[Pass]:
     """Import and return the class of a pass.
 
     Raises:
-        RegistryError: No such pass, or what is registered is not one.
+        RegistryError: No such pass, or what is registered is not one, or does not declare what a pass must.
     """
     known = available()
     if name not in known:
         raise RegistryError(f"there is no pass '{name}'; available: {', '.join(known)}")
+    where = f"pass '{name}' ({known[name]})"
     try:
         found = resolve_name(known[name])
-    except (ImportError, AttributeError) as error:
-        raise RegistryError(f"pass '{name}' ({known[name]}) cannot be imported: {error}") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RegistryError(f"{where} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Pass)):
-        raise RegistryError(f"pass '{name}': {known[name]} is not a subclass of graphopt.Pass")
-    if found.name != name:
-        raise RegistryError(f"pass '{name}': {known[name]} calls itself '{found.name}'")
+        raise RegistryError(f"{where} is not a subclass of graphopt.Pass")
+    fault = _fault(found, name)
+    if fault:
+        raise RegistryError(f"{where} {fault}")
     return found
+
+
+def _fault(found: type[Pass], name: str) -> str:
+    """Return what is missing from the declaration of a pass, or an empty text."""
+    if inspect.isabstract(found):
+        return "has no method run(model, context)"
+    missing = [item for item in ("name", "lossless") if not hasattr(found, item)]
+    if missing:
+        return f"does not declare {' and '.join(missing)}"
+    if found.name != name:
+        return f"calls itself '{found.name}'"
+    bare = [item.name for item in fields(found) if item.default is MISSING and item.default_factory is MISSING]
+    return f"has options without a default: {', '.join(bare)}" if bare else ""

@@ -6,15 +6,17 @@ dashes in text. A value may hold anything but commas and colons, so nothing need
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
 from graphopt.base import Pass
-from graphopt.errors import SpecError
+from graphopt.errors import RegistryError, SpecError
 from graphopt.registry import pass_class
 
+_NAMES: dict[Any, str] = {bool: "true|false", int: "whole number", float: "number", str: "text"}
 _TRUE, _FALSE = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
 
 
@@ -50,7 +52,7 @@ def parse_pass(text: str) -> Pass:
         raise SpecError(f"a pass name is missing before '{text}'; write NAME[:option=value...][,NAME...]")
     cls = pass_class(name)
     by_name = {field.name.replace("_", "-"): field for field in fields(cls)}
-    types_ = typing.get_type_hints(cls)
+    types_ = _option_types(cls)
     values: dict[str, Any] = {}
     for item in items:
         option, equals, value = item.partition("=")
@@ -75,21 +77,43 @@ def format_pipeline(passes: tuple[Pass, ...]) -> str:
 
 
 def format_pass(item: Pass) -> str:
-    """Return the text of one pass."""
-    given = [
-        f":{field.name.replace('_', '-')}={_text(getattr(item, field.name))}"
-        for field in fields(item)
-        if getattr(item, field.name) != _default(field)
-    ]
-    return item.name + "".join(given)
+    """Return the text of one pass.
+
+    Raises:
+        SpecError: A value holds a comma or colon, which end a value.
+    """
+    text = item.name
+    for field in fields(item):
+        value = getattr(item, field.name)
+        if value == _default(field):
+            continue
+        option, shown = field.name.replace("_", "-"), _text(value)
+        if "," in shown or ":" in shown:
+            raise SpecError(f"pass '{item.name}': option '{option}' cannot hold a comma or colon: '{shown}'")
+        text += f":{option}={shown}"
+    return text
 
 
 def options(cls: type[Pass]) -> tuple[Option, ...]:
-    """Return the options of a pass in declaration order."""
-    types_ = typing.get_type_hints(cls)
+    """Return the options of a pass in declaration order.
+
+    Raises:
+        RegistryError: An option has a type that cannot be written as text.
+    """
+    types_ = _option_types(cls)
     return tuple(
         Option(field.name.replace("_", "-"), _default(field), _allowed(types_[field.name])) for field in fields(cls)
     )
+
+
+def _option_types(cls: type[Pass]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    kinds = {field.name: hints[field.name] for field in fields(cls)}
+    for name, kind in kinds.items():
+        parts = get_args(kind) if _is_union(kind) else (kind,)
+        if not all(part in (*_NAMES, type(None)) or get_origin(part) is Literal for part in parts):
+            raise RegistryError(f"pass '{cls.name}': option '{name}' has the type {kind}, which has no form as text")
+    return kinds
 
 
 def _default(field: Field[Any]) -> Any:
@@ -105,10 +129,7 @@ def _allowed(kind: Any) -> str:
         return "|".join(map(str, get_args(kind)))
     if _is_union(kind):
         return "|".join("none" if part is type(None) else _allowed(part) for part in get_args(kind))
-    names = {bool: "true|false", int: "whole number", float: "number", str: "text"}
-    if kind not in names:
-        raise TypeError(f"a pass option cannot have the type {kind}")
-    return names[kind]
+    return _NAMES[kind]
 
 
 def _is_union(kind: Any) -> bool:
@@ -116,12 +137,19 @@ def _is_union(kind: Any) -> bool:
 
 
 def _convert(text: str, kind: Any, what: str) -> Any:
-    """Return the text as a value of the option's type; of a union, the first type that takes it."""
-    for part in get_args(kind) if _is_union(kind) else (kind,):
+    """Return the text as a value of the option's type; of a union, the narrowest type that takes it."""
+    parts = get_args(kind) if _is_union(kind) else (kind,)
+    for part in sorted(parts, key=_width):
         accepted, value = _try_convert(text, part)
         if accepted:
             return value
     raise SpecError(f"{what}: '{text}' is not allowed; use {_allowed(kind)}")
+
+
+def _width(kind: Any) -> int:
+    """Order in which the types of a union are tried: "none" is text too, and "1" a number and a truth value."""
+    order = (type(None), Literal, int, float, bool, str)
+    return order.index(get_origin(kind) or kind)
 
 
 def _try_convert(text: str, kind: Any) -> tuple[bool, Any]:
@@ -133,6 +161,7 @@ def _try_convert(text: str, kind: Any) -> tuple[bool, Any]:
     if kind is bool:
         return text.lower() in _TRUE | _FALSE, text.lower() in _TRUE
     try:
-        return True, kind(text)
+        value = kind(text)
     except ValueError:
         return False, None
+    return not (isinstance(value, float) and math.isnan(value)), value
