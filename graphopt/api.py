@@ -80,7 +80,7 @@ def compress(
         model: A model, or the path of one.
         passes: Text such as ``"fold,prune:ratio=0.3"``, or a sequence of passes and such texts; they run in
             this order.
-        data: Samples to calibrate and judge on: a path, ``"random"``, ``"module:function"``; see
+        data: Samples to calibrate and judge on: a path, ``"random"``, ``"module:function"``, arrays or feeds; see
             `graphopt.samples.open_samples`.
         target: Where the result will run; ``"cpu"`` is this machine's processor.
         seed: Root of all randomness, 0 or more. Same model, options and seed: same bytes.
@@ -112,7 +112,9 @@ def compress(
     )
     original = _as_model(model)
     _refuse_unrunnable(original, threads)
-    samples = None if data is None else open_samples(data, original.interface, seed=seed)
+    samples = None
+    if data is not None:
+        samples = open_samples(data, original.interface, seed=seed, optional=frozenset(original.graph.defaults))
     context = settings.context(original, samples)
     if metric is not None:
         context.evaluator.metric_of_original()  # a metric that fails ends the run here, not every pass later

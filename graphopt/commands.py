@@ -80,7 +80,7 @@ def bench(
     chosen = get_target(target)
     first, second = load(before), load(after)
     _check_same_inputs(first, second)
-    samples = open_samples(data, first.interface, seed=seed)
+    samples = open_samples(data, first.interface, seed=seed, optional=frozenset(first.graph.defaults))
     evaluator = Evaluator(first, chosen, samples=samples, seed=seed, threads=threads)
     ratio = evaluator.latency(first, second, seconds=seconds)
     if ratio is None:

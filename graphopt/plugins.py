@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ Metric = Callable[[Run], float]
 def load_function(text: str, what: str) -> Callable[..., Any]:
     """Import a function that the user named.
 
-    The working folder goes to the front of `sys.path`, as `python -m` does, and stays there: the function may import
-    its neighbours when it is called.
+    Modules of the working folder are found first, as `python -m` does it, while the import lasts.
 
     Args:
         text: ``module:function``; both parts may have dots.
@@ -42,16 +42,26 @@ def load_function(text: str, what: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+@contextmanager
+def importable(folder: str) -> Iterator[None]:
+    """Have modules of a folder found first for a moment."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the code that was run may have taken it out
+            sys.path.remove(folder)
+
+
 def _is_dotted(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
 
 
 def _import(name: str, what: str) -> Any:
     folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
     try:
-        return import_module(name)
+        with importable(folder):
+            return import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(f"{what}: there is no module '{error.name}' in {folder} or among the installed") from error
@@ -74,7 +84,7 @@ def metric_name(metric: Metric | str) -> str:
 
 
 def load_metric(metric: Metric | str) -> Metric:
-    """Return a metric whose failures are errors of graphopt that name it.
+    """Return a metric whose failures are errors of graphopt that name it; it may import from the working folder.
 
     Args:
         metric: A function, or its name as ``module:function``.
@@ -84,10 +94,12 @@ def load_metric(metric: Metric | str) -> Metric:
     """
     name = metric_name(metric)
     function: Callable[..., Any] = load_function(metric, "--metric") if isinstance(metric, str) else metric
+    folder = str(Path.cwd())
 
     def call(run: Run) -> float:
         try:
-            score = float(function(run))
+            with importable(folder):
+                score = float(function(run))
         except GraphoptError:
             raise
         except Exception as error:  # the boundary to the user's own code

@@ -108,7 +108,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "m.onnx").write_bytes(onnx.parser.parse_model(TEXT).SerializeToString())
     np.savez(tmp_path / "s.npz", x=np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(registry, "available", lambda: PASSES)
     return tmp_path
 

@@ -57,6 +57,7 @@ def figures_json(figures: Figures) -> dict[str, Any]:
         "macs": figures.macs,
         "nbytes": figures.nbytes,
         "zstd_nbytes": figures.zstd_nbytes,
+        "zstd_level": figures.zstd_level,
     }
 
 

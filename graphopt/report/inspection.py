@@ -73,7 +73,7 @@ def _operators(inspection: Inspection) -> Table:
 
 def _layers(inspection: Inspection, figure: str) -> Table:
     table = _grid(numbers=2)
-    total = sum(getattr(cost, figure) for cost in inspection.nodes)
+    total = sum(getattr(cost, figure) or 0 for cost in inspection.nodes)
     for cost in inspection.largest(figure, _LARGEST):
         value = getattr(cost, figure)
         table.add_row("", count(value), percent(value / total), Text(cost.op), Text(cost.node))
