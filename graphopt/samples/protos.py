@@ -13,7 +13,7 @@ from graphopt.errors import SampleError
 from graphopt.model import TensorSpec
 from graphopt.samples.fit import Fit
 
-_KINDS = {
+_KINDS: dict[str, Any] = {
     "tensor_type": onnx.TensorProto,
     "sequence_type": onnx.SequenceProto,
     "map_type": onnx.MapProto,
