@@ -15,7 +15,7 @@ from graphopt.model import Model
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.compare import leaves
 from graphopt.runtime.session import CPU, Outputs, Session, available_providers, open_session
-from graphopt.runtime.timing import Ratio, paired_ratio
+from graphopt.runtime.timing import Ratio, reopened_ratio
 
 if TYPE_CHECKING:
     from graphopt.samples import Feeds, Samples
@@ -122,7 +122,7 @@ class Evaluator:
         Args:
             before: What is compared with.
             after: The model to judge.
-            seconds: Wall time to spend, about.
+            seconds: Wall time to spend, about; slow models take longer.
 
         Returns:
             None if the target is not this machine, or without samples, if `before` does not run on random inputs.
@@ -136,10 +136,12 @@ class Evaluator:
             probes = self._probes(_TIMED_PROBES, _TIMED_RANDOM)
         except SampleError:
             return None
-        with self._open(before) as first, self._open(after) as second:
-            if self._is_random:
-                probes = [feeds for feeds in probes if _runs(first, feeds)]
-            return paired_ratio(first, second, probes, seconds=seconds) if probes else None
+        if self._is_random:
+            with self._open(before) as session:
+                probes = [feeds for feeds in probes if _runs(session, feeds)]
+        if not probes:
+            return None
+        return reopened_ratio(lambda: self._open(before), lambda: self._open(after), probes, seconds=seconds)
 
     def close(self) -> None:
         """Free what is kept of the original; everything still works afterwards, only slower."""

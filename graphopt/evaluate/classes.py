@@ -12,6 +12,7 @@ from graphopt.model import Model
 
 _RESHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 _TRANSPARENT = frozenset({"Identity", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Dropout"}) | _RESHAPING
+_SPREADING = frozenset({"Expand", "Identity"}) | _RESHAPING
 _SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
 _POOLING = frozenset({"GlobalAveragePool", "ReduceMean", "AveragePool"})
 _LINEAR = frozenset({"Gemm", "MatMul", "Conv", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm"})
@@ -47,10 +48,10 @@ class Scores:
 def class_scores(model: Model) -> dict[str, Scores]:
     """Return, for each output of the model that is class scores, how to read it.
 
-    Those are: what Softmax or LogSoftmax produces, at every position; what is named "logits", along its last axis; and
-    what a linear layer (perhaps averaged over an image, scaled or shifted) produces, if it has just two axes [batch,
-    classes]. Conversions and reshapes in between do not matter. A normalized embedding is none, nor is anything with
-    fewer than two classes.
+    Those are: what Softmax or LogSoftmax (or Softmax written in primitives) produces, at every position; what is named
+    "logits", along its last axis; and what a linear layer (perhaps averaged over an image, scaled or shifted) produces,
+    if it has just two axes [batch, classes]. Conversions and reshapes in between do not matter. A normalized embedding
+    is none, nor is anything with fewer than two classes.
     """
     found = {output.name: _scores_of(output, model.opset) for output in model.graph.outputs}
     return {name: scores for name, scores in found.items() if scores is not None}
@@ -74,6 +75,8 @@ def _scores_of(output: gs.Tensor, opset: int) -> Scores | None:
     while (node := _producer(tensor)) is not None:
         if node.op in ("Softmax", "LogSoftmax"):
             return _softmax(node, opset, reshaped, permutations)
+        if node.op == "Div" and _is_softmax(node):
+            return Scores()
         if node.op in _LINEAR:
             return Scores(matrix_only=not named)
         if node.op == "Transpose":
@@ -98,6 +101,16 @@ def _through(node: gs.Node) -> gs.Tensor | None:
         return node.inputs[0] if node.inputs else None
     varying = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant) and tensor.inputs]
     return varying[0] if len(varying) == 1 else None
+
+
+def _is_softmax(node: gs.Node) -> bool:
+    """Whether a Div is the end of Exp(x) / ReduceSum(Exp(x)), as some exporters write Softmax."""
+    above, below = (_producer(tensor) for tensor in node.inputs)
+    while below is not None and below.op in _SPREADING:
+        below = _producer(below.inputs[0])
+    if above is None or below is None or above.op != "Exp" or below.op != "ReduceSum":
+        return False
+    return _producer(below.inputs[0]) is above
 
 
 def _softmax(node: gs.Node, opset: int, reshaped: bool, permutations: list[list[int] | None]) -> Scores:

@@ -8,13 +8,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 _LONGEST = 300  # characters; the operative part comes first
 _PARENTHESES = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"  # nested up to three deep, as in C++ signatures
+_FUNCTION = rf"[^()]*?::[^()]*(?:{_PARENTHESES})+(?:::<lambda{_PARENTHESES}>)?(?: const)?(?: \[with [^\]]*\])?"
 _PREFIXES = (
     re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "),
     re.compile(r"Exception during (?:loading|initialization): "),
     re.compile(r"This is an invalid model\. "),
     re.compile(r"Load model from .*? failed:\s*"),
-    re.compile(r"(?:/\S+/)?\w+\.(?:cc|h|cpp|hpp|cu|cuh):\d+ "),  # file and line of its source
-    re.compile(rf"[^()]*?::[^()]*(?:{_PARENTHESES})+(?:::<lambda{_PARENTHESES}>)?(?: const)?(?: \[with [^\]]*\])? "),
+    re.compile(rf"(?:/\S+/)?\w+\.(?:cc|h|cpp|hpp|cu|cuh):\d+ (?:{_FUNCTION} )?"),  # a place in its source
     re.compile(r"\S+(?: [<>=!]+ \S+)? was false\. "),
 )
 _NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ")

@@ -146,7 +146,7 @@ def optimized_model(model: Model | onnx.ModelProto | Path, *, provider: str = CP
 
 
 def op_counts(proto: onnx.ModelProto) -> Counter[str]:
-    """Return how often each operator occurs, bodies of control flow included, as ``domain:Op`` outside of ONNX's own."""
+    """Return how often each operator occurs, bodies included; as ``domain:Op`` where it is not ONNX's own."""
     counts: Counter[str] = Counter()
     graphs = [proto.graph]
     while graphs:
