@@ -162,7 +162,7 @@ def test_prints_what_was_measured(folder: Path) -> None:
     assert any(
         line.startswith("latency") and "CPUExecutionProvider, 1 thread, inputs from the" in line for line in lines
     )
-    assert any(line.startswith("quality") and "agreement dropped by 0.00 %" in line for line in lines)
+    assert any(line.startswith("quality") and "agreement lost 0.00 %" in line for line in lines)
     assert "output   m.opt.onnx" in lines
 
 

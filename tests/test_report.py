@@ -171,16 +171,21 @@ def test_terminal_shows_figures_and_conditions() -> None:
         "latency  0.47 x (0.45 to 0.49), 2.1 times faster; CPUExecutionProvider, 1 thread, inputs from the samples, "
         "200 pairs"
     ) in lines
-    assert ("quality  agreement dropped by 0.20 % (-0.10 % to 0.50 %) of 1.00 % allowed on 6 samples; y 0.998") in lines
+    assert ("quality  agreement lost 0.20 % (-0.10 % to 0.50 %) on 6 samples; limit 1.00 %; y 0.998") in lines
     assert "quant: [bold]give samples[/bold]" in lines
     assert "quant: left 3 places alone; -v says why" in lines
 
 
 def test_terminal_says_why_nothing_was_measured() -> None:
     lines = shown(bare())
-    assert "latency  on CPUExecutionProvider not measured: it was switched off" in lines
+    assert "latency  not measured on CPUExecutionProvider: it was switched off" in lines
     assert "quality  not measured: there are no samples" in lines
     assert next(line for line in lines if line.startswith("quant:bits=8")).split() == ["quant:bits=8", "rolled", "back"]
+
+
+def test_terminal_shows_the_metric_before_and_after() -> None:
+    drop = Drop(0.0021, 0.0021, 0.0021, "metric", {"before": 0.94, "after": 0.938}, 0, False)
+    assert "quality  metric 0.94 -> 0.938, lost 0.21 %; limit 1.00 %" in shown(report(drop=drop, metric="a:b"))
 
 
 def test_terminal_groups_skips_by_reason() -> None:

@@ -125,7 +125,7 @@ def measure_timings(run: Finished) -> tuple[Timing, ...]:
 def _untimed(run: Finished, target: Target) -> str:
     """Return why latency cannot or need not be measured on a target, or an empty text."""
     if target.provider not in available_providers():
-        return f"the installed onnxruntime has no {target.provider}"
+        return "the installed onnxruntime does not have it"
     if not target.runs_here:
         return f"this machine lacks instructions of {target.name} ({', '.join(sorted(target.instructions))})"
     if not run.benchmark:

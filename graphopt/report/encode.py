@@ -109,6 +109,7 @@ def _drop(drop: Drop | None) -> dict[str, Any] | None:
         "value": _number(drop.value),
         "low": _number(drop.low),
         "high": _number(drop.high),
+        "established": _number(drop.value if drop.established is None else drop.established),
         "measure": drop.measure,
         "details": _numbers(drop.details),
         "samples": int(drop.samples),

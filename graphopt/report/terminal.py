@@ -93,7 +93,7 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
 def timing_line(timing: Timing) -> str:
     """Return one latency ratio with its conditions, or why there is none."""
     if timing.ratio is None:
-        return f"on {timing.provider} not measured: {timing.reason}"
+        return f"not measured on {timing.provider}: {timing.reason}"
     inputs = "random inputs" if timing.random_inputs else "inputs from the samples"
     return (
         f"{interval(timing.ratio)}, {speed(timing.ratio)}; {timing.provider}, {plural(timing.threads, 'thread')}, "
@@ -106,9 +106,13 @@ def quality_line(report: Report) -> str:
     drop = report.drop
     if drop is None:
         return f"not measured: {report.drop_reason}"
-    details = ", ".join(f"{name} {value:.4g}" for name, value in drop.details.items())
-    on = f" on {plural(drop.samples, 'random input' if drop.random else 'sample')}" if drop.samples else ""
-    return f"{drop.measure} dropped by {loss(drop)} of {percent(report.max_drop)} allowed{on}; {details}"
+    limit = f"limit {percent(report.max_drop)}"
+    details = dict(drop.details)
+    if drop.measure == "metric":
+        return f"metric {details.get('before', 0):.6g} -> {details.get('after', 0):.6g}, lost {loss(drop)}; {limit}"
+    shown = _names([f"{name} {value:.6g}" for name, value in details.items()])
+    on = plural(drop.samples, "random input" if drop.random else "sample")
+    return f"{drop.measure} lost {loss(drop)} on {on}; {limit}; {shown}"
 
 
 def _render_step(step: Step, name: str, console: Console, verbosity: int) -> None:
