@@ -1,0 +1,5 @@
+"""Pruning: set the weights that matter least to zero."""
+
+from graphopt.passes.prune.prune import Prune
+
+__all__ = ["Prune"]
