@@ -16,7 +16,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.errors import ModelError
 from graphopt.ir.graph import Variable
-from graphopt.ir.importer import make_variable
+from graphopt.ir.infos import read_shape
+from graphopt.ir.payload import numpy_dtype
 from graphopt.model import Model
 
 Shape = tuple[int | str | None, ...]
@@ -71,15 +72,20 @@ def infer_shapes(model: Model) -> tuple[str, ...]:
     types, reasons = tensor_types(model)
     stated = {id(tensor) for tensor in (*model.graph.inputs, *model.graph.outputs)}
     for tensor, known in types:
-        incomplete = tensor.dtype is None or tensor.shape is None
-        if not incomplete or id(tensor) in stated or known.dtype is None:
-            continue
-        tensor.dtype = known.dtype if tensor.dtype is None else tensor.dtype
-        if tensor.shape is None and known.shape is not None:
-            tensor.shape = list(known.shape)
-        if isinstance(tensor, Variable):
+        if id(tensor) not in stated and _complete(tensor, known) and isinstance(tensor, Variable):
             tensor.origin = None  # what the file stated was incomplete; completed, it would make the file larger
     return reasons
+
+
+def _complete(tensor: gs.Tensor, known: TensorType) -> bool:
+    """Fill what the tensor lacks, and return whether there was anything."""
+    fills_dtype = tensor.dtype is None and known.dtype is not None
+    fills_shape = tensor.shape is None and known.shape is not None
+    if fills_dtype:
+        tensor.dtype = known.dtype
+    if fills_shape and known.shape is not None:
+        tensor.shape = list(known.shape)
+    return fills_dtype or fills_shape
 
 
 def tensor_types(model: Model, *, trust_file: bool = True) -> tuple[TensorTypes, tuple[str, ...]]:
@@ -125,7 +131,7 @@ def shapes_for(model: Model, feeds: Mapping[str, np.ndarray] | None = None) -> d
 def _infer(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Run inference; a model that it refuses comes back as it is, or with what a run without values finds."""
     _localize(proto.graph, {})
-    reasons = []
+    reasons: list[str] = []
     for data_prop in (True, False):
         try:
             return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop), tuple(reasons)
@@ -173,9 +179,8 @@ def _doubt_symbols(graph: onnx.GraphProto) -> None:
         if info.type.WhichOneof("value") == "tensor_type":
             for dim in info.type.tensor_type.shape.dim:
                 symbol = dim.dim_param
-                if symbol and (
-                    not symbol.isidentifier() and not _NUMBERED.fullmatch(symbol) or symbol.lower() in _VAGUE
-                ):
+                named = symbol.isidentifier() or _NUMBERED.fullmatch(symbol) is not None
+                if not named or symbol.lower() in _VAGUE:
                     dim.ClearField("dim_param")
 
 
@@ -218,11 +223,13 @@ def _collect(graph: gs.Graph, proto: onnx.GraphProto, types: TensorTypes) -> Non
 def _read(info: onnx.ValueInfoProto) -> TensorType:
     if info.type.WhichOneof("value") != "tensor_type":
         return TensorType()
+    tensor = info.type.tensor_type
     try:
-        variable = make_variable(info.name, info)
+        dtype = numpy_dtype(tensor.elem_type) if tensor.elem_type else None
     except ModelError:  # an element type that the installed onnx does not know
         return TensorType()
-    return TensorType(variable.dtype, None if variable.shape is None else tuple(variable.shape))
+    shape = read_shape(tensor)
+    return TensorType(dtype, None if shape is None else tuple(shape))
 
 
 def _static_shapes(graph: onnx.GraphProto, found: dict[str, tuple[int, ...] | None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -16,7 +16,15 @@ from graphopt.passes.fold.workbench import Workbench, is_standard, label
 
 SMALL = 1024  # bytes; by so much a single result may be larger than what it replaces, as long as the file is not
 _MAX_STEP = 1 << 28  # bytes; larger tensors are not made even as steps on the way
-_RANDOM = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+_RANDOM = {
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
 _QUANTIZED = {"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"}
 _NO_TENSORS = {
     "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt", "SequenceConstruct",
@@ -26,7 +34,7 @@ _LEFT_ALONE = _RANDOM | _QUANTIZED | _NO_TENSORS | {"Constant"}
 _GROWING = {"ConstantOfShape", "Expand", "EyeLike", "Range", "Tile", "OneHot", "Resize", "Upsample", "Pad"}
 
 
-def fold_constants(bench: Workbench, allowance: int) -> tuple[int, list[Skip]]:
+def fold_constants(bench: Workbench, allowance: Callable[[], int]) -> tuple[int, list[Skip]]:
     """Replace what is computed from constants by its value, where that does not make the file larger.
 
     All values are computed by ONNX Runtime in one session (one for each operator set version). Left alone are random
@@ -35,7 +43,7 @@ def fold_constants(bench: Workbench, allowance: int) -> tuple[int, list[Skip]]:
 
     Args:
         bench: The graph; up to date.
-        allowance: Bytes that results may add in all.
+        allowance: Tells how many bytes the results may add in all.
 
     Returns:
         How many tensors were replaced, and what was left alone.
@@ -43,7 +51,7 @@ def fold_constants(bench: Workbench, allowance: int) -> tuple[int, list[Skip]]:
     candidates, skips = constant_nodes(bench)
     if not candidates:
         return 0, skips
-    selection = _Selection(candidates, bench, allowance)
+    selection = _Selection(candidates, bench, allowance())
     chosen = selection.choose()
     found: dict[int, np.ndarray] = {}
     reasons: dict[int, str] = {}
@@ -234,4 +242,3 @@ class _Selection:
 
 def _too_large(growth: int) -> str:
     return f"its value would take {growth} bytes more than what it is computed from"
-

@@ -32,7 +32,11 @@ REFUSALS = (
 )
 
 
-class Refused(Exception):
+# numpy has no such types; their values travel as a wider one, which is exact.
+_TRAVELS_AS = {"bfloat16": np.float32, "int4": np.int8, "uint4": np.uint8, "int2": np.int8, "uint2": np.uint8}
+
+
+class RefusedError(Exception):
     """ONNX Runtime does not compute these nodes."""
 
 
@@ -56,7 +60,7 @@ def evaluate(
     needed = _ancestors(nodes, wanted)
     try:
         return _run(needed, wanted, bench), {}
-    except Refused as error:
+    except RefusedError as error:
         if len(wanted) == 1:
             return {}, {id(wanted[0]): _blame(needed, bench) or str(error)}
     middle = len(wanted) // 2
@@ -84,7 +88,7 @@ def _blame(nodes: Sequence[gs.Node], bench: Workbench) -> str:
         try:
             _run(nodes[: middle + 1], [t for t in nodes[middle].outputs if not t.is_empty()], bench)
             low = middle + 1
-        except Refused as error:
+        except RefusedError as error:
             high, reason = middle, f"ONNX Runtime does not compute '{nodes[middle].name}' ({nodes[middle].op}): {error}"
     return reason
 
@@ -99,10 +103,15 @@ def _run(nodes: Sequence[gs.Node], wanted: Sequence[gs.Tensor], bench: Workbench
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         results = session.run(None, feeds)
     except REFUSALS as error:
-        raise Refused(" ".join(str(error).split())[:200]) from error
+        raise RefusedError(" ".join(str(error).split())[:200]) from error
     if not all(isinstance(result, np.ndarray) for result in results):
-        raise Refused("a result is no tensor")
-    return {id(tensor): result for tensor, result in zip(wanted, results, strict=True)}
+        raise RefusedError("a result is no tensor")
+    return {id(tensor): _restored(tensor, result, bench) for tensor, result in zip(wanted, results, strict=True)}
+
+
+def _restored(tensor: gs.Tensor, result: np.ndarray, bench: Workbench) -> np.ndarray:
+    dtype = bench.types[tensor].dtype
+    return result if dtype is None or result.dtype == dtype or dtype.kind == "O" else result.astype(dtype)
 
 
 def _build(
@@ -129,10 +138,21 @@ def _build(
         proto.output.extend(name_of(tensor) for tensor in node.outputs)
         origins = getattr(node, "attribute_origins", {})
         proto.attribute.extend(_attribute(name, value, origins.get(name)) for name, value in node.attrs.items())
-    graph.output.extend(onnx.ValueInfoProto(name=name_of(tensor)) for tensor in wanted)
+    graph.output.extend(onnx.ValueInfoProto(name=_readable(tensor, name_of(tensor), graph, bench)) for tensor in wanted)
     opset = onnx.helper.make_opsetid("", bench.opset(nodes[0]))
     version = max(bench.model.graph.ir_version or 0, _MIN_IR_VERSION)
     return onnx.ModelProto(ir_version=version, graph=graph, opset_import=[opset]), feeds
+
+
+def _readable(tensor: gs.Tensor, name: str, graph: onnx.GraphProto, bench: Workbench) -> str:
+    """Return the name under which the tensor's value can be fetched."""
+    dtype = bench.types[tensor].dtype
+    carrier = _TRAVELS_AS.get("" if dtype is None else dtype.name)
+    if carrier is None:
+        return name
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(carrier))
+    graph.node.append(onnx.helper.make_node("Cast", [name], [f"{name}_wide"], to=kind))
+    return f"{name}_wide"
 
 
 def _add_constant(constant: gs.Constant, name: str, graph: onnx.GraphProto, feeds: dict[str, np.ndarray]) -> None:

@@ -115,8 +115,7 @@ class _Run:
                     self._declined[id(node), rule.name] = (node, f"{rule.name}: {outcome}")
 
     def _fold_constants(self) -> None:
-        allowance = max(self._limit - file_bytes(self._model), 0)
-        count, self._bulk_skips = fold_constants(self._bench, allowance)
+        count, self._bulk_skips = fold_constants(self._bench, lambda: max(self._limit - file_bytes(self._model), 0))
         if count:
             self._counts[CONSTANTS] += count
 

@@ -99,7 +99,11 @@ class ShapeValues:
 
 def _constant(constant: gs.Constant) -> Ints | None:
     shape = tuple(constant.shape)
-    if len(shape) > 1 or math.prod(shape) > _MAX_ELEMENTS or np.dtype(constant.dtype) not in (np.int64, np.int32, np.bool_):
+    if (
+        len(shape) > 1
+        or math.prod(shape) > _MAX_ELEMENTS
+        or np.dtype(constant.dtype) not in (np.int64, np.int32, np.bool_)
+    ):
         return None
     held = payload(constant)
     values = constant.values if isinstance(constant, Constant) or not isinstance(held, np.ndarray) else held
@@ -309,7 +313,12 @@ def _where(values: ShapeValues, node: gs.Node, opset: int) -> Ints | None:
 def _constant_of_shape(values: ShapeValues, node: gs.Node, opset: int) -> Ints | None:
     lengths = values.numbers(node, 0)
     value = node.attrs.get("value")
-    if lengths is None or len(lengths) != 1 or not 0 <= lengths[0] <= _MAX_ELEMENTS or not isinstance(value, gs.Constant):
+    if (
+        lengths is None
+        or len(lengths) != 1
+        or not 0 <= lengths[0] <= _MAX_ELEMENTS
+        or not isinstance(value, gs.Constant)
+    ):
         return None
     filled = _constant(value)
     return None if filled is None else Ints(filled.items * lengths[0])

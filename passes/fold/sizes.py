@@ -38,7 +38,7 @@ def file_bytes(model: Model) -> int:
         return proto
 
     proto = export_graph(model.graph, model.residue, write, write)
-    return proto.ByteSize() + total
+    return int(proto.ByteSize()) + total
 
 
 def _array_bytes(values: np.ndarray) -> int:

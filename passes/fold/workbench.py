@@ -112,13 +112,12 @@ class Workbench:
         """Return the node that computes the tensor."""
         return tensor.inputs[0] if tensor.inputs else None
 
-    def only_user(self, tensor: gs.Tensor) -> gs.Node | None:
-        """Return the node that alone reads the tensor, once and in the scope it is made in; else None."""
+    def only_reader(self, node: gs.Node, tensor: gs.Tensor) -> bool:
+        """Return whether the node alone reads the tensor, once and in the scope it is made in."""
         producer = self.producer(tensor)
-        if self.uses(tensor) != 1 or not tensor.outputs or producer is None:
-            return None
-        user: gs.Node = tensor.outputs[0]
-        return user if self.graph_of(user) is self.graph_of(producer) else None
+        if self.uses(tensor) != 1 or producer is None or not tensor.outputs:
+            return False
+        return tensor.outputs[0] is node and self.graph_of(node) is self.graph_of(producer)
 
     def constant(self, tensor: gs.Tensor | None) -> gs.Constant | None:
         """Return the constant behind a tensor: itself, or the value of the Constant node that makes it."""
@@ -324,7 +323,7 @@ def is_standard(node: gs.Node) -> bool:
 
 def label(node: gs.Node) -> str:
     """Return what a report calls the node: its name, or the first tensor it makes."""
-    return node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op)
+    return str(node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op))
 
 
 def _load(constant: gs.Constant) -> np.ndarray:

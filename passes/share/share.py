@@ -88,7 +88,7 @@ def digest(constant: gs.Constant) -> Hashable:
 def _bytes_of(held: StoredTensor | np.ndarray) -> memoryview:
     """Return the values' bytes in one layout, whether the file has them as raw data or as typed fields."""
     values = np.ascontiguousarray(held.load() if isinstance(held, StoredTensor) else held)
-    return memoryview(values.reshape(-1).view(np.uint8))
+    return values.reshape(-1).view(np.uint8).data
 
 
 def redirect(old: gs.Constant, new: gs.Constant) -> None:
@@ -99,9 +99,7 @@ def redirect(old: gs.Constant, new: gs.Constant) -> None:
                 node.inputs[index] = new
 
 
-def _grouped(
-    weights: Iterable[gs.Constant], key: Callable[[gs.Constant], Hashable]
-) -> list[Sequence[gs.Constant]]:
+def _grouped(weights: Iterable[gs.Constant], key: Callable[[gs.Constant], Hashable]) -> list[Sequence[gs.Constant]]:
     groups: dict[Hashable, list[gs.Constant]] = defaultdict(list)
     for constant in weights:
         groups[key(constant)].append(constant)

@@ -15,6 +15,8 @@ from graphopt.passes.fold.rules.rule import Rule
 from graphopt.passes.fold.rules.same_shape import SameShape
 from graphopt.passes.fold.rules.shape_value import ShapeValue
 
+__all__ = ["RULES", "Rule"]
+
 RULES: tuple[Rule, ...] = (
     LiftConstant(),
     InlineIf(),

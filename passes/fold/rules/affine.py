@@ -11,7 +11,7 @@ from graphopt.passes.fold.workbench import Workbench
 
 
 class Affine(Rule):
-    """``(W x + b) * c -> (W c) x + b c`` and ``(W x + b) + c -> W x + (b + c)``, so for Div and Sub, c per output channel.
+    """``(W x + b) * c -> (W c) x + b c``, ``(W x + b) + c -> W x + (b + c)``, so for Div and Sub; c per output channel.
 
     After Conv, ConvTranspose, Gemm, and for factors MatMul, whose output nobody else reads; a factor needs a constant
     weight that nobody else uses.
@@ -33,7 +33,7 @@ class Affine(Rule):
 
 
 def _merge(node: gs.Node, index: int, place: Linear, values: np.ndarray, bench: Workbench) -> Outcome:
-    if bench.only_user(node.inputs[index]) is not node:
+    if not bench.only_reader(node, node.inputs[index]):
         return f"the output of {place.node.op} is used elsewhere too"
     operand = place.per_channel(values)
     if operand is None:

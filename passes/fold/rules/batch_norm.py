@@ -29,7 +29,7 @@ class BatchNorm(Rule):
             return "it is in training mode"
         if not node.attrs.get("spatial", 1):
             return "it has statistics for each position"
-        if bench.only_user(node.inputs[0]) is not node:
+        if not bench.only_reader(node, node.inputs[0]):
             return f"the output of {place.node.op} is used elsewhere too"
         affine = scale_and_shift(node, bench)
         if affine is None or affine[0].shape != (place.channels,):

@@ -164,7 +164,8 @@ def _multiply(weight: np.ndarray, factor: np.ndarray) -> np.ndarray:
         return product
     out = np.empty(weight.shape, weight.dtype)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        return np.multiply(weight, factor, out=out, dtype=np.float64, casting="same_kind")
+        np.multiply(weight, factor, out=out, dtype=np.float64, casting="same_kind")
+    return out
 
 
 def _is_float(dtype: np.dtype) -> bool:

@@ -16,8 +16,8 @@ _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 class MergeReshapes(Rule):
     """``B(A(x)) -> Reshape(x, shape of the result)`` for A, B among Reshape, Flatten, Squeeze, Unsqueeze.
 
-    Nobody else may read A's output, and the resulting shape must be known but for one dimension and those that it has in
-    common with x.
+    Nobody else may read A's output, and the resulting shape must be known but for one dimension and those that it has
+    in common with x.
     """
 
     name = "merge-reshapes"
@@ -28,7 +28,7 @@ class MergeReshapes(Rule):
         first = bench.producer(node.inputs[0])
         if first is None or first.op not in _RESHAPES or not is_standard(first):
             return False
-        if bench.only_user(node.inputs[0]) is not node:
+        if not bench.only_reader(node, node.inputs[0]):
             return False
         source, output = first.inputs[0], node.outputs[0]
         wanted = bench.values.dims(output)

@@ -19,7 +19,7 @@ class MergeTransposes(Rule):
         first = bench.producer(node.inputs[0])
         if first is None or first.op != "Transpose" or not is_standard(first):
             return False
-        if bench.only_user(node.inputs[0]) is not node:
+        if not bench.only_reader(node, node.inputs[0]):
             return False
         inner, outer = _permutation(first, bench), _permutation(node, bench)
         if inner is None or outer is None:

@@ -16,7 +16,7 @@ Check = Callable[[gs.Node, Workbench], Outcome]
 
 
 class NoOp(Rule):
-    """``op(x) -> x`` for
+    """``op(x) -> x``.
 
     - Identity;
     - Dropout outside training, where nobody reads the mask;

@@ -27,6 +27,8 @@ class ShapeValue(Rule):
             return False
         if dtype.kind not in "iub" or not _fits(known.numbers, dtype):
             return False
+        if bench.is_result(output) and all(bench.uses(tensor) > 1 or not tensor.inputs for tensor in node.inputs):
+            return False  # one node for another, and a larger one
         values = np.array(known.numbers, dtype)
         bench.make_constant(output, values.reshape(()) if known.scalar else values)
         return True
