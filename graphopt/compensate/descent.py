@@ -6,6 +6,8 @@ import numpy as np
 
 from graphopt.compensate.grid import Grid
 
+_BLOCK = 64  # columns between updates of the whole gradient; bounds the cost of a step, changes nothing else
+
 
 def coordinate_descent(
     weight: np.ndarray, start: np.ndarray, moment: np.ndarray, grid: Grid, *, sweeps: int = 3
@@ -26,19 +28,32 @@ def coordinate_descent(
     moment = np.asarray(moment, np.float64)
     result = np.array(start, np.float64)
     gradient = (result - weight) @ moment
+    live = np.diag(moment) > 0
     for _ in range(sweeps):
-        moved = False
-        for column in np.flatnonzero(np.diag(moment) > 0):
-            curvature = moment[column, column]
-            wanted = grid.project(result[:, column] - gradient[:, column] / curvature, int(column))
-            step = wanted - result[:, column]
-            better = step * (2 * gradient[:, column] + step * curvature) < 0
-            if not better.any():
-                continue
-            moved = True
-            rows = np.flatnonzero(better)
-            result[rows, column] = wanted[rows]
-            gradient[rows] += np.outer(step[rows], moment[column])
-        if not moved:
+        before = result.copy()
+        for first in range(0, result.shape[1], _BLOCK):
+            columns = slice(first, min(first + _BLOCK, result.shape[1]))
+            step = _sweep(result[:, columns], gradient[:, columns], moment[columns, columns], live[columns], grid, first)
+            if step.any():
+                result[:, columns] += step
+                gradient += step @ moment[columns]
+        if np.array_equal(result, before):
             break
     return result
+
+
+def _sweep(
+    result: np.ndarray, gradient: np.ndarray, moment: np.ndarray, live: np.ndarray, grid: Grid, first: int
+) -> np.ndarray:
+    """Return the steps of one block of columns, [rows, block]; only the block's own gradient is kept up on the way."""
+    steps = np.zeros_like(result)
+    gradient = gradient.copy()
+    for column in np.flatnonzero(live):
+        curvature = moment[column, column]
+        wanted = grid.project(result[:, column] - gradient[:, column] / curvature, first + int(column))
+        step = wanted - result[:, column]
+        step[step * (2 * gradient[:, column] + step * curvature) >= 0] = 0
+        if step.any():
+            steps[:, column] = step
+            gradient += np.outer(step, moment[column])
+    return steps
