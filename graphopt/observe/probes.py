@@ -73,7 +73,8 @@ class Probe:
             if isinstance(held, Extent):
                 held.include(extent)
             elif isinstance(statistic, Histogram) and isinstance(held, Counts):
-                _add_histogram(held, values[statistic][0], extent.elements)
+                some = values[statistic][0]
+                held.add(some[np.isfinite(some)] if self.masked else some, extent.elements / some.size)
             elif isinstance(held, WeightedSum):
                 self._add_mean(held, statistic, values[statistic], shape)
         return True
@@ -206,8 +207,3 @@ def _extent(values: list[np.ndarray], elements: int, *, masked: bool) -> Extent 
     if masked:
         return Extent(low, high, elements, elements - int(third))
     return Extent(low, high, elements) if all(map(math.isfinite, (low, high, third))) else None
-
-
-def _add_histogram(held: Counts, values: np.ndarray, elements: int) -> None:
-    weight = elements / values.size
-    held.add(values[np.isfinite(values)], weight)

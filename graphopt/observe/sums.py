@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,36 +64,52 @@ class Counts:
 
     def add(self, values: np.ndarray, weight: float) -> None:
         """Count finite float32 values, each `weight` times."""
-        if values.size:
-            self._add(_counted(values, weight, self.bins))
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())
+        exponent = max(
+            _FINEST, _bits(max(abs(low), abs(high))) - _PRECISION, _bits(high - low) - self.bins.bit_length()
+        )
+        self._widen(exponent, lambda finer: (_index(low, finer), _index(high, finer)))
+        indices = np.floor(values * np.float32(2.0**-self.exponent)).astype(np.int32) - self.first
+        self.counts += np.bincount(indices, minlength=self.counts.size) * weight
 
     def merge(self, other: Counts) -> Counts:
         """Return the sum."""
         merged = Counts(self.bins, self.exponent, self.first, self.counts.copy())
         if other.counts.size:
-            merged._add(other)
+            merged._widen(other.exponent, other._span)
+            shifted = Counts(self.bins, other.exponent, other.first, other.counts)
+            shifted._widen(merged.exponent, merged._span)
+            merged.counts += shifted.counts
         return merged
 
     def edges(self) -> np.ndarray:
         """Return the edges of the bins, one more than there are counts."""
         return np.ldexp(np.arange(self.first, self.first + self.counts.size + 1, dtype=np.float64), self.exponent)
 
-    def _add(self, other: Counts) -> None:
-        if not self.counts.size:
-            self.exponent, self.first, self.counts = other.exponent, other.first, other.counts.copy()
-            return
-        exponent = max(self.exponent, other.exponent)
+    def _widen(self, exponent: int, needed: Callable[[int], tuple[int, int]]) -> None:
+        """Make room for more bins.
+
+        Args:
+            exponent: Smallest one that suits the values to come.
+            needed: Returns the first and the last index of theirs for a given exponent.
+        """
+        empty = not self.counts.size
+        exponent = exponent if empty else max(exponent, self.exponent)
         while True:
-            spans = [item._span(exponent) for item in (self, other)]
-            first, last = min(low for low, _ in spans), max(high for _, high in spans)
+            first, last = needed(exponent)
+            if not empty:
+                begin, end = self._span(exponent)
+                first, last = min(first, begin), max(last, end)
             if last - first < self.bins:
                 break
             exponent += 1
-        total = np.zeros(last - first + 1)
-        for item in (self, other):
-            indices = ((item.first + np.arange(item.counts.size)) >> min(exponent - item.exponent, 63)) - first
-            total += np.bincount(indices, item.counts, total.size)
-        self.exponent, self.first, self.counts = exponent, first, total
+        if empty or exponent != self.exponent or last - first >= self.counts.size:
+            indices = ((self.first + np.arange(self.counts.size)) >> min(exponent - self.exponent, 63)) - first
+            total = np.zeros(last - first + 1)
+            np.add.at(total, indices, self.counts)
+            self.exponent, self.first, self.counts = exponent, first, total
 
     def _span(self, exponent: int) -> tuple[int, int]:
         """Indices of the first and the last bin in use, were the width 2^exponent."""
@@ -100,14 +117,8 @@ class Counts:
         return self.first >> shift, (self.first + self.counts.size - 1) >> shift
 
 
-def _counted(values: np.ndarray, weight: float, bins: int) -> Counts:
-    low, high = float(values.min()), float(values.max())
-    exponent = max(_FINEST, _bits(max(abs(low), abs(high))) - _PRECISION, _bits(high - low) - bins.bit_length())
-    while math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) >= bins:
-        exponent += 1
-    first = math.floor(math.ldexp(low, -exponent))
-    indices = np.floor(values * np.float32(2.0**-exponent)).astype(np.int32) - first
-    return Counts(bins, exponent, first, np.bincount(indices).astype(np.float64) * weight)
+def _index(value: float, exponent: int) -> int:
+    return math.floor(math.ldexp(value, -exponent))
 
 
 def _bits(value: float) -> int:

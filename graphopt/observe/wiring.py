@@ -36,7 +36,7 @@ class Wiring:
 
     def name(self) -> str:
         """Return a free tensor name."""
-        return unique_name("graphopt_probe", self._taken)
+        return unique_name(f"graphopt_probe_{len(self._taken)}", self._taken)
 
     def node(self, op: str, *inputs: gs.Tensor, **attributes: object) -> gs.Variable:
         """Append a node and return its output."""
