@@ -241,13 +241,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _show(report: Report, verbose: int) -> None:
-    from graphopt.console import message_console, result_console
+    from graphopt.console import result_console, warn
     from graphopt.report.terminal import render
 
     render(report, result_console(), verbose)
-    messages = message_console()
-    for warning in report.warnings:
-        messages.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+    warn(report.warnings)
 
 
 def _show_debug_messages(verbose: int) -> None:

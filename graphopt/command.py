@@ -23,7 +23,7 @@ class Failure(click.ClickException):
     exit_code = GraphoptError.exit_code
 
     def __init__(self, error: GraphoptError) -> None:
-        super().__init__(" ".join(str(error).split()))
+        super().__init__(_one_line(error))
 
     def show(self, file: Any = None) -> None:
         """Print the line to standard error."""
@@ -38,7 +38,7 @@ def reports_errors(function: Callable[P, ResultT]) -> Callable[P, ResultT]:
         try:
             return function(*args, **kwargs)
         except UsageError as error:
-            raise click.UsageError(str(error), click.get_current_context()) from error
+            raise click.UsageError(_one_line(error), click.get_current_context()) from error
         except GraphoptError as error:
             raise Failure(error) from error
         except BrokenPipeError:
@@ -49,6 +49,12 @@ def reports_errors(function: Callable[P, ResultT]) -> Callable[P, ResultT]:
             raise click.exceptions.Exit(INTERRUPTED) from None
 
     return call
+
+
+def _one_line(error: GraphoptError) -> str:
+    from graphopt.report.text import visible
+
+    return visible(" ".join(str(error).split()))
 
 
 class _MainContext(click.Context):

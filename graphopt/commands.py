@@ -22,7 +22,7 @@ _FILE = click.Path(path_type=Path)
 def passes(name: str | None) -> None:
     """List the passes with their options, or tell all about one."""
     from graphopt.catalogue import describe, describe_all
-    from graphopt.console import message_console, result_console
+    from graphopt.console import result_console, warn
     from graphopt.report.listing import render_pass, render_passes
 
     if name is not None:
@@ -30,8 +30,7 @@ def passes(name: str | None) -> None:
         return
     found, broken = describe_all()
     render_passes(found, result_console())
-    for line in broken:
-        message_console().print(f"warning: {line}", style="yellow", soft_wrap=True)
+    warn(broken)
 
 
 @click.command("inspect")
@@ -48,7 +47,7 @@ def inspect(model: Path, as_json: bool) -> None:
 
     found = inspect_model(model)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(found.to_json(), indent=2))
     else:
         render_inspection(found, result_console())
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sized
+from io import TextIOWrapper
 from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from graphopt.report.text import visible
 
 ItemT = TypeVar("ItemT")
 
@@ -18,6 +21,8 @@ _PLAIN_WIDTH = 140  # columns where there is no terminal, so that a table in a l
 
 def console_for(stream: TextIO) -> Console:
     """Return a console that prints text as it is: names in it come from models and never mean markup."""
+    if isinstance(stream, TextIOWrapper):  # a name that the terminal's encoding lacks must not end the run
+        stream.reconfigure(errors="backslashreplace")
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
@@ -30,6 +35,13 @@ def result_console() -> Console:
 def message_console() -> Console:
     """Return the console for progress and warnings, standard error."""
     return console_for(sys.stderr)
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Print warnings to standard error."""
+    console = message_console()
+    for line in lines:
+        console.print(f"warning: {visible(line)}", style="yellow", soft_wrap=True)
 
 
 class BarProgress:

@@ -333,3 +333,20 @@ def test_bars_go_away_when_a_step_fails() -> None:
 def test_a_report_can_name_its_output_later() -> None:
     made = replace(report(output=None), output=FileInfo("x.onnx", "a" * 64, 5))
     assert made.to_json()["output"] == {"path": "x.onnx", "sha256": "a" * 64, "nbytes": 5}
+
+
+def test_names_do_not_steer_the_terminal() -> None:
+    hostile = PassReport(1, (Skip("n\x1b[2J\n", "bad \x9bname\r"),), notes=("\x07note",))
+    text = "\n".join(shown(report(steps=(step(report=hostile),)), verbosity=1))
+    assert "quant: left alone 1 x, bad \\x9bname\\x0d: n\\x1b[2J\\x0a" in text
+    assert "quant: \\x07note" in text
+    assert not {"\x1b", "\x9b", "\r", "\x07"} & set(text)
+
+
+def test_any_path_can_be_told() -> None:
+    made = report(output=FileInfo("\udcff.onnx", "f" * 64, 1))
+    assert json.loads(made.to_text())["output"]["path"] == "\udcff.onnx"
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    render(made, console_for(stream))
+    stream.flush()
+    assert b"output   \\udcff.onnx" in stream.buffer.getvalue()

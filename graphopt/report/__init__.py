@@ -143,8 +143,8 @@ class Report:
         return {"format": FORMAT, **encode(self)}
 
     def to_text(self) -> str:
-        """Return the report as JSON text."""
-        return json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        """Return the report as JSON text, in ASCII: paths need not be valid UTF-8."""
+        return json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
 
 
 def schema() -> dict[str, Any]:

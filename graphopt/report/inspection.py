@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from graphopt.report.text import count, percent, plural, size
+from graphopt.report.text import count, percent, plural, size, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphopt.model import TensorSpec
 
 _LARGEST = 10  # layers shown by parameters and by MACs
+_ENDS = 8  # inputs shown, and outputs
 _OPERATORS = 20  # operators shown
 
 
@@ -31,10 +32,12 @@ def render_inspection(inspection: Inspection, console: Console) -> None:
         "size": f"{plural(figures.nodes, 'node')}, {count(figures.parameters)} parameters, {count(figures.macs)} MACs",
     }
     for kind, specs in (("input", inspection.interface.inputs), ("output", inspection.interface.outputs)):
-        for index, spec in enumerate(specs):
+        for index, spec in enumerate(specs[:_ENDS]):
             facts[f"{kind} {index}"] = _spec(spec)
+        if specs[_ENDS:]:
+            facts[f"{kind}s"] = f"and {len(specs) - _ENDS} more; --json lists all"
     for label, text in facts.items():
-        console.print(Text.assemble((f"{label:<9}", "bold"), " ", text), soft_wrap=True)
+        console.print(Text.assemble((f"{label:<9}", "bold"), " ", visible(text)), soft_wrap=True)
     _section(console, "operators", _operators(inspection))
     for figure, title in (("parameters", "largest by parameters"), ("macs", "largest by MACs")):
         if inspection.largest(figure):
@@ -64,7 +67,7 @@ def _operators(inspection: Inspection) -> Table:
     table = _grid(numbers=1)
     names = list(inspection.operators)
     for name in names[:_OPERATORS]:
-        table.add_row("", str(inspection.operators[name]), Text(name))
+        table.add_row("", str(inspection.operators[name]), Text(visible(name)))
     if names[_OPERATORS:]:
         rest = sum(inspection.operators[name] for name in names[_OPERATORS:])
         table.add_row("", str(rest), f"of {plural(len(names) - _OPERATORS, 'other kind')}")
@@ -76,5 +79,5 @@ def _layers(inspection: Inspection, figure: str) -> Table:
     total = sum(getattr(cost, figure) or 0 for cost in inspection.nodes)
     for cost in inspection.largest(figure, _LARGEST):
         value = getattr(cost, figure)
-        table.add_row("", count(value), percent(value / total), Text(cost.op), Text(cost.node))
+        table.add_row("", count(value), percent(value / total), Text(visible(cost.op)), Text(visible(cost.node)))
     return table

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from graphopt.report.text import count, interval, loss, percent, plural, seconds, shrinkage, size, speed
+from graphopt.report.text import count, interval, loss, percent, plural, seconds, shrinkage, size, speed, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,12 +36,16 @@ def render(report: Report, console: Console, verbosity: int = 0) -> None:
     """
     console.print(_table(report, roomy=console.width >= _ROOMY))
     for label, line in _lines(report):
-        console.print(Text.assemble((f"{label:<9}", "bold"), line), soft_wrap=True)
+        console.print(Text.assemble((f"{label:<9}", "bold"), visible(line)), soft_wrap=True)
     names = [step.spec.partition(":")[0] for step in report.steps]
     for step, name in zip(report.steps, names, strict=True):
         _render_step(step, name if names.count(name) == 1 else step.spec, console, verbosity)
     if verbosity > 0:
-        console.print(Text(_conditions(report)), soft_wrap=True, style="dim")
+        console.print(_text(_conditions(report)), soft_wrap=True, style="dim")
+
+
+def _text(line: str) -> Text:
+    return Text(visible(line))
 
 
 def _table(report: Report, *, roomy: bool) -> Table:
@@ -55,7 +59,7 @@ def _table(report: Report, *, roomy: bool) -> Table:
         name = step.spec + (" (inserted)" if step.inserted else "")
         figures = _cells(step.after) if step.outcome == "accepted" else ("",) * 5
         outcome = Text(step.outcome, style=_STYLES[step.outcome])
-        table.add_row(Text(name), outcome, *figures, _ratio(step.latency), _drop(step.drop))
+        table.add_row(_text(name), outcome, *figures, _ratio(step.latency), _drop(step.drop))
     if report.steps:
         table.add_section()
     table.add_row("output", "", *_cells(report.after), _ratio(report.latency), _drop(report.drop), style="bold")
@@ -119,19 +123,19 @@ def _render_step(step: Step, name: str, console: Console, verbosity: int) -> Non
     if step.report is None:
         return
     for note in step.report.notes:
-        console.print(Text(f"{name}: {note}"), soft_wrap=True)
+        console.print(_text(f"{name}: {note}"), soft_wrap=True)
     skipped = step.report.skipped
     if skipped and verbosity == 0:
-        console.print(Text(f"{name}: left {plural(len(skipped), 'place')} alone; -v says why"), soft_wrap=True)
+        console.print(_text(f"{name}: left {plural(len(skipped), 'place')} alone; -v says why"), soft_wrap=True)
     if verbosity == 0:
         return
     if step.report.metrics:
         metrics = ", ".join(f"{key} {value:.6g}" for key, value in step.report.metrics.items())
-        console.print(Text(f"{name}: {metrics}"), soft_wrap=True)
+        console.print(_text(f"{name}: {metrics}"), soft_wrap=True)
     verified = f"; {step.verified}" if step.verified else ""
-    console.print(Text(f"{name}: {plural(step.report.changed, 'rewrite')}{verified}; {seconds(step.seconds)}"))
+    console.print(_text(f"{name}: {plural(step.report.changed, 'rewrite')}{verified}; {seconds(step.seconds)}"))
     for reason, places in by_reason(skipped).items():
-        console.print(Text(f"{name}: left alone {len(places)} x, {reason}: {_names(places)}"), soft_wrap=True)
+        console.print(_text(f"{name}: left alone {len(places)} x, {reason}: {_names(places)}"), soft_wrap=True)
 
 
 def by_reason(skipped: Sequence[Skip]) -> dict[str, list[str]]:

@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from graphopt.runtime.timing import Ratio
 
 _DECIMAL = ("", "k", "M", "G", "T", "P")
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160))}
 _FASTER = 0.98  # the counterpart of `Ratio.slower`: two sessions of the same model differ by up to 2 %
+
+
+def visible(text: str) -> str:
+    """Return a text with control characters spelled out: names come from models, and must not steer a terminal."""
+    return text.translate(_CONTROLS)
 
 
 def size(nbytes: int) -> str:
