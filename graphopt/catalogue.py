@@ -107,4 +107,6 @@ def _docstring(cls: type[Pass]) -> str:
 
 
 def _typed(value: Any) -> str:
+    if value == "":
+        return "empty"
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -250,6 +249,8 @@ def _show(report: Report, verbose: int) -> None:
 
 def _show_debug_messages(verbose: int) -> None:
     if verbose > 1:
+        import logging
+
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("graphopt").setLevel(logging.DEBUG)
 

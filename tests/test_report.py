@@ -199,6 +199,11 @@ def test_terminal_groups_skips_by_reason() -> None:
     assert "quant: left alone 9 x, no kernel: n0, n1, n2, n3, n4 and 4 more" in lines
 
 
+def test_notes_of_a_rolled_back_pass_say_so() -> None:
+    lines = shown(report(steps=(step(outcome="rolled back", reason="it lost too much"),)))
+    assert "quant (rolled back): [bold]give samples[/bold]" in lines
+
+
 def test_terminal_tells_a_repeated_pass_apart() -> None:
     lines = shown(report(steps=(step(spec="quant"), step(spec="quant:bits=8"))))
     assert [line for line in lines if line.endswith("-v says why")] == [

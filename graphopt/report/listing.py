@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -29,17 +28,18 @@ def render_passes(passes: Sequence[PassInfo], console: Console) -> None:
 def render_pass(info: PassInfo, console: Console) -> None:
     """Print all about one pass."""
     console.print(Text.assemble((info.name, "bold"), f"  {info.summary}"))
-    if info.description:
-        console.print(Padding(Text(info.description), (1, 0, 0, 4), expand=False))
     facts = [
         "lossless: outputs stay equal" if info.lossless else "lossy: bound by --max-drop",
-        f"after: {', '.join(info.requires)}" if info.requires else "",
+        *([f"after: {', '.join(info.requires)}"] if info.requires else []),
         f"from: {info.source}",
     ]
-    console.print(
-        Padding(Text("\n".join(fact for fact in facts if fact)), (1, 0, 1 if info.options else 0, 4), expand=False)
-    )
+    for paragraph in (info.description.splitlines(), facts):
+        if paragraph:
+            console.print()
+        for line in paragraph:
+            console.print(f"    {line}".rstrip(), soft_wrap=True)
     if info.options:
+        console.print()
         console.print(_options(info))
 
 

@@ -122,6 +122,8 @@ def quality_line(report: Report) -> str:
 def _render_step(step: Step, name: str, console: Console, verbosity: int) -> None:
     if step.report is None:
         return
+    if step.outcome == "rolled back":
+        name += " (rolled back)"
     for note in step.report.notes:
         console.print(_text(f"{name}: {note}"), soft_wrap=True)
     skipped = step.report.skipped
