@@ -50,6 +50,37 @@ class Scale(Pass):
         return PassReport(1)
 
 
+@dataclass(frozen=True)
+class Speedy(Scale):
+    """Scale, and promise speed."""
+
+    name: ClassVar[str] = "speedy"
+    promises_speed: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Unreachable(Scale):
+    """Fail the test when it runs."""
+
+    def run(self, model: Model, context: Context) -> PassReport:
+        raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class DropTanh(Pass):
+    """Remove the last node."""
+
+    name: ClassVar[str] = "drop-tanh"
+    lossless: ClassVar[bool] = False
+
+    def run(self, model: Model, context: Context) -> PassReport:
+        matmul, tanh = model.graph.nodes
+        output = tanh.outputs[0]
+        tanh.outputs.clear()
+        matmul.outputs[0] = output
+        return PassReport(1)
+
+
 def proto() -> onnx.ModelProto:
     return onnx.parser.parse_model(TEXT)
 
@@ -161,6 +192,36 @@ def test_metric_decides(path: Path) -> None:
 def test_metric_that_fails_is_no_roll_back(path: Path) -> None:
     with pytest.raises(GraphoptError, match=r"^metric '.*<lambda>' failed: ZeroDivisionError: division by zero$"):
         graphopt.compress(path, [Scale()], metric=lambda run: 1 / 0, benchmark=False)
+
+
+def test_metric_that_fails_ends_the_run_at_once(path: Path) -> None:
+    with pytest.raises(GraphoptError, match="ZeroDivisionError"):
+        graphopt.compress(path, [Unreachable()], metric=lambda run: 1 / 0, benchmark=False)
+
+
+def test_metric_is_taken_once_a_model(path: Path) -> None:
+    taken = []
+
+    def score(run: Callable[[Any], dict[str, Any]]) -> float:
+        taken.append(1)
+        return positive(run)
+
+    graphopt.compress(path, [Scale()], metric=score, benchmark=False)
+    assert len(taken) == 2
+
+
+def test_ends_are_those_of_the_whole_run(path: Path) -> None:
+    report = graphopt.compress(path, [DropTanh(), Scale()], benchmark=False).report
+    assert (report.before.nodes, report.steps[0].after.nodes, report.after.nodes) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("benchmark", [True, False])
+def test_benchmark_may_be_left_out(path: Path, benchmark: bool) -> None:
+    report = graphopt.compress(path, [Speedy()], data="random", benchmark=benchmark).report
+    assert (report.steps[0].latency is not None) == benchmark
+    assert (report.latency is not None) == benchmark
+    assert report.timings[0].reason == ("" if benchmark else "it was switched off")
+    assert report.timings[0].random_inputs
 
 
 def test_strict(path: Path) -> None:
