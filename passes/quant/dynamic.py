@@ -1,0 +1,209 @@
+"""Dynamic quantization: weights in integers, ranges of activations found at run time.
+
+It needs no samples, reaches into the bodies of If, Loop and Scan, and suits layers whose input ranges vary much between
+inputs. MatMul and Gemm become DynamicQuantizeLinear and MatMulInteger, which ONNX Runtime fuses with what follows;
+LSTM becomes ONNX Runtime's own DynamicQuantizeLSTM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from graphopt.base import Skip
+from graphopt.ir.clean import clean, disconnect
+from graphopt.ir.exporter import unique_name
+from graphopt.ir.graph import Constant, Node, Variable, tensor_names, walk_graphs
+from graphopt.model import Model
+from graphopt.passes.quant.units import QUANTIZERS, name_of
+from graphopt.passes.quant.weights import quantize_rows, quantize_weight
+from graphopt.targets import Target
+
+_FLOAT32 = np.dtype(np.float32)
+_LSTM_INPUTS = 8  # X, W, R, B, sequence_lens, initial_h, initial_c, P
+
+
+@dataclass(frozen=True, eq=False)
+class DynamicSite:
+    """A node that can be quantized dynamically.
+
+    Attributes:
+        position: Place of the node among those of the graph and its bodies; copies of a model keep it.
+        node: MatMul, Gemm or LSTM.
+        scope: The graph or body it is in.
+    """
+
+    position: int
+    node: gs.Node
+    scope: gs.Graph
+
+
+def find_sites(graph: gs.Graph, target: Target, opset: int) -> tuple[list[DynamicSite], list[Skip]]:
+    """Return the nodes that can be quantized dynamically, bodies included, and those that look like it but cannot."""
+    sites: list[DynamicSite] = []
+    skipped: list[Skip] = []
+    position = 0
+    for scope in walk_graphs(graph):
+        for node in scope.nodes:
+            reason = _reason(node, target, opset)
+            if reason == "":
+                sites.append(DynamicSite(position, node, scope))
+            elif reason is not None:
+                skipped.append(Skip(name_of(node), reason))
+            position += 1
+    return sites, skipped
+
+
+def sites_in(model: Model, sites: Iterable[DynamicSite]) -> list[DynamicSite]:
+    """Return the same sites of a copy of their model."""
+    places = [(node, scope) for scope in walk_graphs(model.graph) for node in scope.nodes]
+    return [DynamicSite(site.position, *places[site.position]) for site in sites]
+
+
+def _reason(node: gs.Node, target: Target, opset: int) -> str | None:
+    """Return nothing for a site, why a weighted node is none, or None where nobody would expect one."""
+    if node.domain not in (None, "", "ai.onnx") or node.op not in ("MatMul", "Gemm", "LSTM", "GRU", "RNN"):
+        return None
+    weight = node.inputs[1]
+    if not isinstance(weight, gs.Constant):
+        return None
+    if target.kernel(node.op, "dynamic", opset) is None:
+        return f"{target.name} has no integer kernel for {node.op}"
+    if np.dtype(weight.dtype) != _FLOAT32:
+        return f"its weight is {np.dtype(weight.dtype).name}, not float32"
+    if isinstance(node.inputs[0], gs.Constant) or 0 in weight.shape:
+        return None
+    if any(producer.op in QUANTIZERS for producer in node.inputs[0].inputs):
+        return "it is quantized already"
+    return _lstm_reason(node) if node.op == "LSTM" else _matrix_reason(node, weight)
+
+
+def _matrix_reason(node: gs.Node, weight: gs.Constant) -> str:
+    if len(weight.shape) != 2:
+        return "its weight is no matrix"
+    scaled = float(node.attrs.get("alpha", 1.0)) != 1.0 or float(node.attrs.get("beta", 1.0)) != 1.0
+    return "it transposes or scales its inputs" if scaled or node.attrs.get("transA", 0) else ""
+
+
+def _lstm_reason(node: gs.Node) -> str:
+    if int(node.attrs.get("layout", 0)) != 0:
+        return "its layout is batch first"
+    if not isinstance(node.inputs[2], gs.Constant) or 0 in node.inputs[2].shape:
+        return "its recurrent weight is not stored in the file"
+    return ""
+
+
+def quantize_dynamic(model: Model, sites: Collection[DynamicSite], *, pairs: bool) -> int:
+    """Quantize the sites of a model and clean up.
+
+    Args:
+        model: Edited in place.
+        sites: Sites of this very model.
+        pairs: Whether the target's 16-bit sums must not saturate.
+
+    Returns:
+        How many nodes run in integers.
+    """
+    writer = _Writer(model, pairs)
+    for site in sites:
+        if site.node.op == "LSTM":
+            writer.lstm(site)
+        else:
+            writer.matrix(site)
+    clean(model.graph)
+    return len(sites)
+
+
+class _Writer:
+    def __init__(self, model: Model, pairs: bool) -> None:
+        self._taken = tensor_names(model.graph)
+        self._pairs = pairs
+        self._inputs: dict[tuple[int, int], tuple[gs.Tensor, gs.Tensor, gs.Tensor]] = {}
+        self._weights: dict[tuple[int, int], tuple[gs.Constant, gs.Constant, gs.Constant]] = {}
+        self._scope: gs.Graph = model.graph
+
+    def matrix(self, site: DynamicSite) -> None:
+        """MatMul or Gemm: x W = (x_q W_q) (s_x s_w), and the bias after it."""
+        self._scope, node = site.scope, site.node
+        output = node.outputs[0]
+        bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
+        codes, scale, zero = self._quantized_input(node.inputs[0])
+        weight, weight_scale, weight_zero = self._matrix_weight(node)
+        disconnect(node)
+        name = output.name
+        summed = self._node("MatMulInteger", [codes, weight, zero, weight_zero], f"{name}_int32", np.int32)
+        real = self._node("Cast", [summed], f"{name}_cast", np.float32, to=int(onnx.TensorProto.FLOAT))
+        scales = self._node("Mul", [scale, weight_scale], f"{name}_scales", np.float32)
+        if bias is None:
+            self._finish("Mul", [real, scales], output)
+        else:
+            self._finish("Add", [self._node("Mul", [real, scales], f"{name}_unbiased", np.float32), bias], output)
+
+    def lstm(self, site: DynamicSite) -> None:
+        """LSTM: the operator takes the weights transposed, [directions, inputs, 4 * hidden], and their scales."""
+        self._scope, node = site.scope, site.node
+        inputs = [*node.inputs, *(Variable("") for _ in range(_LSTM_INPUTS - len(node.inputs)))]
+        for index in (1, 2):
+            values, scale, zero = self._recurrent_weight(inputs[index])
+            inputs[index] = values
+            inputs += [scale, zero]
+        outputs, attrs = list(node.outputs), {key: node.attrs[key] for key in node.attrs if key != "layout"}
+        disconnect(node)
+        fresh = Node("DynamicQuantizeLSTM", node.name, attrs=attrs, inputs=inputs, outputs=outputs)
+        fresh.domain = "com.microsoft"
+        self._scope.nodes.append(fresh)
+
+    def _quantized_input(self, tensor: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor]:
+        key = id(self._scope), id(tensor)
+        if key not in self._inputs:
+            name = tensor.name
+            outputs = (
+                self._variable(f"{name}_codes", np.uint8),
+                self._variable(f"{name}_scale", np.float32),
+                self._variable(f"{name}_zero_point", np.uint8),
+            )
+            self._append("DynamicQuantizeLinear", [tensor], list(outputs))
+            self._inputs[key] = outputs
+        return self._inputs[key]
+
+    def _matrix_weight(self, node: gs.Node) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
+        constant, transposed = node.inputs[1], int(bool(node.attrs.get("transB", 0)))
+        key = id(constant), transposed
+        if key not in self._weights:
+            values = constant.values.T if transposed else constant.values
+            found = quantize_weight(values, 1, pairs=self._pairs)
+            self._weights[key] = self._constants(constant.name, found.values, found.scale)
+        return self._weights[key]
+
+    def _recurrent_weight(self, constant: gs.Constant) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
+        key = id(constant), 2
+        if key not in self._weights:
+            directions, outputs, inputs = constant.shape
+            rows = constant.values.reshape(directions * outputs, inputs)
+            codes, scale = quantize_rows(rows, "even" if self._pairs else "none")
+            stored = np.ascontiguousarray(codes.reshape(directions, outputs, inputs).transpose(0, 2, 1))
+            self._weights[key] = self._constants(constant.name, stored, scale.reshape(directions, outputs))
+        return self._weights[key]
+
+    def _constants(self, name: str, codes: np.ndarray, scale: np.ndarray) -> tuple[gs.Constant, ...]:
+        parts = {"quantized": codes, "scale": scale, "zero_point": np.zeros(scale.shape, np.int8)}
+        return tuple(Constant(unique_name(f"{name}_{part}", self._taken), values) for part, values in parts.items())
+
+    def _variable(self, name: str, dtype: Any) -> gs.Variable:
+        return Variable(unique_name(name, self._taken), dtype=np.dtype(dtype))
+
+    def _node(self, op: str, inputs: list[gs.Tensor], name: str, dtype: Any, **attrs: int) -> gs.Tensor:
+        output = self._variable(name, dtype)
+        self._append(op, inputs, [output], **attrs)
+        return output
+
+    def _finish(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor) -> None:
+        self._append(op, inputs, [output])
+
+    def _append(self, op: str, inputs: list[gs.Tensor], outputs: list[gs.Tensor], **attrs: int) -> None:
+        self._scope.nodes.append(Node(op, f"{outputs[0].name}/{op}", attrs=attrs, inputs=inputs, outputs=outputs))

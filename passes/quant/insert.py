@@ -1,0 +1,223 @@
+"""Writing a placement into a model: QuantizeLinear and DequantizeLinear around every integer unit.
+
+The pattern is the one the runtime fuses: each activation has one QuantizeLinear with a constant scale and an explicit
+zero point, each integer unit reads DequantizeLinear and is read by QuantizeLinear only, weights are int8 per output
+channel behind a DequantizeLinear, and the bias is int32 with the product of the two scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.ir.clean import clean, disconnect
+from graphopt.ir.exporter import unique_name
+from graphopt.ir.graph import Constant, Node, Variable, tensor_names
+from graphopt.model import Model
+from graphopt.passes.quant.placement import Placement, stored_output
+from graphopt.passes.quant.ranges import Affine, affine
+from graphopt.passes.quant.units import Unit
+from graphopt.passes.quant.weights import QuantizedWeight, least_scale, quantize_bias, quantize_tensor, quantize_weight
+
+_FLOAT32 = np.dtype(np.float32)
+
+
+@dataclass
+class WeightStore:
+    """Integer weights, found once and shared by all candidates of a run.
+
+    Attributes:
+        pairs: Whether the target's 16-bit sums of pairs must not saturate.
+        per_channel: Whether the opset has one scale per channel (13 and later).
+        bias_shift: By unit position, what to add to the bias to correct its mean, [channels].
+    """
+
+    pairs: bool
+    per_channel: bool = True
+    bias_shift: dict[int, np.ndarray] = field(default_factory=dict)
+    _found: dict[int, QuantizedWeight] = field(default_factory=dict)
+
+    def weight(self, unit: Unit, least: np.ndarray | None = None) -> QuantizedWeight:
+        """Return the integer weight of a unit.
+
+        Args:
+            unit: Conv, MatMul or Gemm.
+            least: Least scale of each channel, so that its bias fits into 32 bits.
+        """
+        known = self._found.get(unit.position)
+        if known is None or (least is not None and np.any(known.scale < least)):
+            known = self._found[unit.position] = self._quantize(unit, least)
+        return known
+
+    def _quantize(self, unit: Unit, least: np.ndarray | None) -> QuantizedWeight:
+        assert unit.weight is not None
+        values = unit.weight.values
+        if not self.per_channel:
+            bound = None if least is None else float(least.max(initial=0.0))
+            return quantize_tensor(values, limit=64 if self.pairs else 127, least=bound)
+        group = int(unit.node.attrs.get("group", 1))
+        return quantize_weight(values, unit.weight_axis, group, pairs=self.pairs, least=least)
+
+
+def insert(model: Model, units: Mapping[int, Unit], placement: Placement, parameters: Mapping[str, Affine],
+           store: WeightStore) -> int:  # fmt: skip
+    """Write a placement into a model and clean up.
+
+    Args:
+        model: Edited in place; a copy of the model that the placement was made for.
+        units: The units of this copy by position.
+        placement: What runs in integers.
+        parameters: Of every stored tensor, by name.
+        store: Integer weights.
+
+    Returns:
+        How many nodes run in integers.
+    """
+    writer = _Writer(model, placement, parameters, store)
+    mine = [units[unit.position] for unit in placement.units]
+    for unit in mine:
+        writer.store_output(unit)
+    for unit in mine:
+        writer.feed(unit)
+    clean(model.graph)
+    return len(mine)
+
+
+class _Writer:
+    def __init__(
+        self, model: Model, placement: Placement, parameters: Mapping[str, Affine], store: WeightStore
+    ) -> None:
+        self._graph = model.graph
+        self._placement = placement
+        self._parameters = parameters
+        self._store = store
+        self._taken = tensor_names(model.graph)
+        self._restored: dict[int, gs.Tensor] = {}
+        self._scalars: dict[tuple[str, Affine], tuple[gs.Constant, gs.Constant]] = {}
+        self._weights: dict[int, tuple[gs.Constant, gs.Constant, QuantizedWeight]] = {}
+        self._zeros: dict[tuple[int, ...], gs.Constant] = {}
+
+    def store_output(self, unit: Unit) -> None:
+        """Put a quantizer pair behind a unit: all readers of its output see what was stored."""
+        if not stored_output(unit, self._placement):
+            return
+        output = unit.output
+        raw = self._variable(f"{output.name}_raw", _FLOAT32, output.shape)
+        if unit.clamp is not None:
+            disconnect(unit.clamp)
+        unit.node.outputs[0] = raw
+        self._pair(raw, output, output.name)
+        self._restored[id(output)] = output
+
+    def feed(self, unit: Unit) -> None:
+        """Let a unit read integers."""
+        for index in unit.activations:
+            unit.node.inputs[index] = self._stored(unit.node.inputs[index])
+        for index in unit.constants:
+            unit.node.inputs[index] = self._constant(unit.node.inputs[index])
+        if unit.weight is not None:
+            self._weigh(unit)
+
+    def _stored(self, tensor: gs.Tensor) -> gs.Tensor:
+        """Return the tensor as it is read back from integers."""
+        if id(tensor) not in self._restored:
+            restored = self._variable(f"{tensor.name}_dequantized", _FLOAT32, tensor.shape)
+            self._pair(tensor, restored, tensor.name)
+            self._restored[id(tensor)] = self._restored[id(restored)] = restored
+        return self._restored[id(tensor)]
+
+    def _pair(self, source: gs.Tensor, target: gs.Tensor, name: str) -> None:
+        scale, zero = self._parameter_constants(name)
+        codes = self._variable(f"{name}_quantized", np.dtype(np.uint8), source.shape)
+        self._node("QuantizeLinear", [source, scale, zero], codes)
+        self._node("DequantizeLinear", [codes, scale, zero], target)
+
+    def _parameter_constants(self, name: str) -> tuple[gs.Constant, gs.Constant]:
+        group, parameters = self._placement.groups[name], self._parameters[name]
+        if (group, parameters) not in self._scalars:
+            self._scalars[group, parameters] = self._affine_constants(group, parameters)
+        return self._scalars[group, parameters]
+
+    def _affine_constants(self, name: str, parameters: Affine) -> tuple[gs.Constant, gs.Constant]:
+        return (
+            self._constant_tensor(f"{name}_scale", np.asarray(parameters.scale, np.float32)),
+            self._constant_tensor(f"{name}_zero_point", np.asarray(parameters.zero_point, np.uint8)),
+        )
+
+    def _constant(self, constant: gs.Constant) -> gs.Tensor:
+        """Store a constant operand as unsigned integers."""
+        values = constant.values
+        parameters = affine(float(values.min()), float(values.max()))
+        codes = np.clip(np.rint(values / parameters.scale) + parameters.zero_point, 0, 255).astype(np.uint8)
+        stored = self._constant_tensor(f"{constant.name}_quantized", codes)
+        restored = self._variable(f"{constant.name}_dequantized", _FLOAT32, constant.shape)
+        self._node("DequantizeLinear", [stored, *self._affine_constants(constant.name, parameters)], restored)
+        return restored
+
+    def _weigh(self, unit: Unit) -> None:
+        """Replace weight and bias by integers behind a DequantizeLinear."""
+        weight, bias = unit.weight, unit.bias
+        assert weight is not None
+        input_scale = float(self._input_scale(unit))
+        real_bias = self._real_bias(unit)
+        least = None if real_bias is None else least_scale(real_bias, input_scale)
+        quantized = self._store.weight(unit, least)
+        values, scale = self._weight_constants(weight.name, quantized)
+        axis = {} if quantized.axis is None else {"axis": quantized.axis}
+        restored = self._variable(f"{weight.name}_dequantized", _FLOAT32, weight.shape)
+        self._node("DequantizeLinear", [values, scale, self._zero(quantized.scale.shape, np.int8)], restored, **axis)
+        unit.node.inputs[1] = restored
+        if real_bias is not None:
+            name = bias.name if bias is not None else f"{unit.output.name}_bias"
+            self._set_bias(unit, name, real_bias, np.asarray(quantized.scale * input_scale, np.float32), axis)
+
+    def _real_bias(self, unit: Unit) -> np.ndarray | None:
+        """The bias with its mean corrected; None where there is none, or no place for one."""
+        shift = self._store.bias_shift.get(unit.position)
+        if unit.bias is not None:
+            values = unit.bias.values.reshape(-1)
+            return values if shift is None else np.asarray(values + shift, np.float32)
+        return None if shift is None or unit.node.op == "MatMul" else shift.astype(np.float32)
+
+    def _set_bias(self, unit: Unit, name: str, bias: np.ndarray, scale: np.ndarray, axis: dict[str, int]) -> None:
+        codes = self._constant_tensor(f"{name}_quantized", quantize_bias(bias, scale))
+        constant = self._constant_tensor(f"{name}_scale", scale)
+        restored = self._variable(f"{name}_dequantized", _FLOAT32, list(bias.shape))
+        arguments = {"axis": 0} if axis else {}
+        self._node("DequantizeLinear", [codes, constant, self._zero(scale.shape, np.int32)], restored, **arguments)
+        if len(unit.node.inputs) > 2:
+            unit.node.inputs[2] = restored
+        else:
+            unit.node.inputs.append(restored)
+
+    def _input_scale(self, unit: Unit) -> np.float32:
+        """Scale of the first input: of the copy that `feed` put there."""
+        restored = unit.node.inputs[0]
+        return np.float32(restored.inputs[0].inputs[1].values)
+
+    def _weight_constants(self, name: str, weight: QuantizedWeight) -> tuple[gs.Constant, gs.Constant]:
+        if id(weight) not in self._weights:
+            values = self._constant_tensor(f"{name}_quantized", weight.values)
+            self._weights[id(weight)] = values, self._constant_tensor(f"{name}_scale", weight.scale), weight
+        return self._weights[id(weight)][:2]
+
+    def _zero(self, shape: tuple[int, ...], dtype: type) -> gs.Constant:
+        """Zero points of one type and length, shared by all who need them."""
+        key = (np.dtype(dtype).num, *shape)
+        if key not in self._zeros:
+            name = f"zero_{np.dtype(dtype).name}" + "".join(f"_{size}" for size in shape)
+            self._zeros[key] = self._constant_tensor(name, np.zeros(shape, dtype))
+        return self._zeros[key]
+
+    def _constant_tensor(self, name: str, values: np.ndarray) -> gs.Constant:
+        return Constant(unique_name(name, self._taken), values)
+
+    def _variable(self, name: str, dtype: np.dtype, shape: object) -> gs.Variable:
+        return Variable(unique_name(name, self._taken), dtype=dtype, shape=shape)
+
+    def _node(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor, **attrs: int) -> None:
+        name = f"{output.name}/{op}"
+        self._graph.nodes.append(Node(op, name, attrs=attrs, inputs=inputs, outputs=[output]))

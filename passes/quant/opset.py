@@ -1,0 +1,49 @@
+"""Models older than per-channel quantization: raised to an opset that has it, by ONNX's own converter."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import version_converter
+
+from graphopt.errors import ModelError
+from graphopt.ir.clean import clean
+from graphopt.model import PROTOBUF_LIMIT, Model
+from graphopt.runtime.session import open_session
+from graphopt.shapes import infer_shapes
+
+PER_CHANNEL, PER_TENSOR = 13, 10  # first opset whose DequantizeLinear has an axis, and that has one at all
+WANTED = 17
+_REFUSALS = (onnx.version_converter.ConvertError, RuntimeError, ValueError, onnx.checker.ValidationError)
+
+
+def raised(model: Model) -> tuple[Model, str]:
+    """Return the model in an opset with per-channel quantization, and a line for the user.
+
+    A model that has it already comes back as it is, with no line. One that cannot be converted, or that ONNX Runtime
+    does not open afterwards, comes back as it is with the reason.
+    """
+    before = model.opset
+    if before >= PER_CHANNEL:
+        return model, ""
+    if model.weight_bytes > PROTOBUF_LIMIT:
+        return model, f"opset {before} was kept: the converter takes no model of more than 2 GiB"
+    try:
+        proto = version_converter.convert_version(model.to_proto(), WANTED)
+    except _REFUSALS as error:
+        return model, f"opset {before} was kept: the converter failed ({_first_line(error)})"
+    converted = Model.from_proto(proto, model.path)
+    converted.residue = model.residue
+    converted.graph.ir_version = max(model.graph.ir_version or 0, 8)
+    if converted.interface != model.interface:
+        return model, f"opset {before} was kept: the converter changed inputs or outputs"
+    try:
+        open_session(converted).close()
+    except ModelError as error:
+        return model, f"opset {before} was kept: the converted model does not open ({error})"
+    clean(converted.graph)
+    infer_shapes(converted)
+    return converted, f"the model was converted from opset {before} to {WANTED}, which has one scale per channel"
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,144 @@
+"""Which range of an activation the 256 integers should cover, chosen from its histogram.
+
+A wider range rounds more coarsely, a narrower one clips. The functions are pure and take a histogram of equal bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
+LEVELS = 255  # steps of an unsigned 8-bit integer
+_TINY = 1e-12  # ranges narrower than this are no ranges
+_SHRINK = np.linspace(0.1, 1.0, 46)  # candidate ends, as fractions of the observed end
+_SWEEPS = 2  # of coordinate descent over the two ends
+_PERCENTILE = 1e-5  # of the values clipped at each end; the default of other tools (99.999 %)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """How integers stand for reals: real = scale * (integer - zero_point).
+
+    Attributes:
+        scale: Positive.
+        zero_point: In [0, 255].
+    """
+
+    scale: np.float32
+    zero_point: int
+
+    @property
+    def low(self) -> float:
+        """Least real value that can be stored."""
+        return float(self.scale) * -self.zero_point
+
+    @property
+    def high(self) -> float:
+        """Largest real value that can be stored."""
+        return float(self.scale) * (LEVELS - self.zero_point)
+
+    def round_trip(self, values: np.ndarray) -> np.ndarray:
+        """Return what is left of the values after storing them as integers."""
+        codes = np.clip(np.rint(values / self.scale) + self.zero_point, 0, LEVELS)
+        return np.asarray((codes - self.zero_point) * self.scale, values.dtype)
+
+
+def affine(low: float, high: float) -> Affine:
+    """Return the parameters that cover a range; it is widened to hold zero, which must be exact (padding, ReLU).
+
+    Args:
+        low: Lower end.
+        high: Upper end; a range without extent gives a scale that stores its one value exactly.
+
+    Raises:
+        ValueError: An end is not finite.
+    """
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"a range must be finite, not [{low}, {high}]")
+    low, high = min(low, 0.0), max(high, 0.0)
+    if high - low < _TINY:
+        return Affine(np.float32(1.0), 0)
+    scale = np.float32((high - low) / LEVELS)
+    return Affine(scale, int(np.clip(np.rint(-low / float(scale)), 0, LEVELS)))
+
+
+def choose_range(
+    method: RangeMethod, low: float, high: float, counts: np.ndarray, edges: np.ndarray
+) -> tuple[float, float]:
+    """Return the range to cover.
+
+    Args:
+        method: Criterion.
+        low: Least value seen.
+        high: Largest value seen.
+        counts: Histogram, [bins].
+        edges: Ends of the bins, ascending, [bins + 1].
+    """
+    if method == "minmax" or not np.any(counts) or high - low < _TINY:
+        return low, high
+    if method == "percentile":
+        return _percentile(low, high, counts, edges)
+    cost = squared_error if method == "mse" else divergence
+    return _descend(cost, min(low, 0.0), max(high, 0.0), counts, edges)
+
+
+def squared_error(low: float, high: float, counts: np.ndarray, edges: np.ndarray) -> float:
+    """Return the mean squared error of storing the values in the range.
+
+    Inside the range rounding is noise of variance step^2 / 12; values outside go to its end. Zero is stored exactly, so
+    the bin with zero in it (half of a ReLU's output) costs nothing.
+    """
+    centers = (edges[1:] + edges[:-1]) / 2
+    step = (high - low) / LEVELS
+    outside = np.maximum(np.maximum(low - centers, centers - high), 0.0)
+    noise = np.where((edges[:-1] <= 0) & (edges[1:] > 0), 0.0, step * step / 12)
+    return float(np.sum(counts * np.where(outside > 0, outside * outside, noise)) / max(np.sum(counts), 1))
+
+
+def divergence(low: float, high: float, counts: np.ndarray, edges: np.ndarray) -> float:
+    """Return the Kullback-Leibler divergence between the clipped values and the same after rounding to 256 levels.
+
+    The criterion of TensorRT's calibrator, for ranges with two ends: values outside count at the ends of the clipped
+    distribution, and each level spreads its mass evenly over its non-empty bins.
+    """
+    centers = (edges[1:] + edges[:-1]) / 2
+    inside = (centers >= low) & (centers <= high)
+    if not np.any(counts[inside]):
+        return float("inf")
+    kept = counts[inside].astype(np.float64)
+    reference = kept.copy()
+    reference[0] += counts[centers < low].sum()
+    reference[-1] += counts[centers > high].sum()
+    level = np.rint((centers[inside] - low) / (high - low) * LEVELS).astype(np.int64)
+    filled = (kept > 0).astype(np.float64)
+    mass, bins = np.bincount(level, kept), np.bincount(level, filled)
+    spread = np.where(filled > 0, mass[level] / np.maximum(bins[level], 1.0), 0.0)
+    p, q = reference / reference.sum(), spread / spread.sum()
+    both = (p > 0) & (q > 0)
+    lost = p[(p > 0) & (q == 0)].sum()
+    return float(np.sum(p[both] * np.log(p[both] / q[both])) + lost)
+
+
+def _percentile(low: float, high: float, counts: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
+    share = np.cumsum(counts) / np.sum(counts)
+    first = int(np.searchsorted(share, _PERCENTILE, side="right"))
+    last = int(np.searchsorted(share, 1 - _PERCENTILE, side="left"))
+    return max(low, float(edges[first])), min(high, float(edges[min(last, len(counts) - 1) + 1]))
+
+
+_Cost = Callable[[float, float, np.ndarray, np.ndarray], float]
+
+
+def _descend(cost: _Cost, low: float, high: float, counts: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
+    """Move one end at a time to where the cost is least."""
+    best_low, best_high = low, high
+    for _ in range(_SWEEPS):
+        if high > 0:
+            best_high = min((high * part for part in _SHRINK), key=lambda end: cost(best_low, end, counts, edges))
+        if low < 0:
+            best_low = min((low * part for part in _SHRINK), key=lambda end: cost(end, best_high, counts, edges))
+    return best_low, best_high
