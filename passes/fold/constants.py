@@ -16,7 +16,7 @@ from graphopt.passes.fold.workbench import Workbench, is_standard, label
 
 SMALL = 1024  # bytes; by so much a single result may be larger than what it replaces, as long as the file is not
 _MAX_STEP = 1 << 28  # bytes; larger tensors are not made even as steps on the way
-_RANDOM = {
+RANDOM = {
     "Bernoulli",
     "Dropout",
     "Multinomial",
@@ -30,7 +30,7 @@ _NO_TENSORS = {
     "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt", "SequenceConstruct",
     "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap", "SplitToSequence",
 }  # fmt: skip
-_LEFT_ALONE = _RANDOM | _QUANTIZED | _NO_TENSORS | {"Constant"}
+_LEFT_ALONE = RANDOM | _QUANTIZED | _NO_TENSORS | {"Constant"}
 _GROWING = {"ConstantOfShape", "Expand", "EyeLike", "Range", "Tile", "OneHot", "Resize", "Upsample", "Pad"}
 
 

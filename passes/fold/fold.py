@@ -14,11 +14,13 @@ from graphopt.ir.clean import clean
 from graphopt.ir.graph import declared, walk_graphs
 from graphopt.model import Model
 from graphopt.passes.fold.constants import fold_constants
+from graphopt.passes.fold.cse import merge_equal_nodes
 from graphopt.passes.fold.rules import RULES, Rule
 from graphopt.passes.fold.sizes import file_bytes
 from graphopt.passes.fold.workbench import Workbench, is_standard, label
 
-CONSTANTS = "constants"  # the name of the rule that is no rule: folding in bulk
+CONSTANTS = "constants"  # what is computed in bulk rather than by a rule
+EQUAL = "equal-nodes"  # the same for nodes that compute the same
 UNUSED = "unused"  # nodes and weights that no output depends on always go
 _MAX_ROUNDS = 50
 
@@ -60,7 +62,7 @@ class Fold(Pass):
 
 def rule_names() -> tuple[str, ...]:
     """Return the names that `without` takes."""
-    return (CONSTANTS, *(rule.name for rule in RULES))
+    return (CONSTANTS, EQUAL, *(rule.name for rule in RULES))
 
 
 class _Run:
@@ -69,12 +71,12 @@ class _Run:
     def __init__(self, model: Model, without: tuple[str, ...], max_growth: int) -> None:
         self._model = model
         self._limit = file_bytes(model) + max_growth
-        self._bench = Workbench(model)
+        self._bench = Workbench(model, max_growth)
         self._rules: dict[str, list[Rule]] = {}
         for rule in RULES:
             for op in sorted(rule.ops) if rule.name not in without else ():
                 self._rules.setdefault(op, []).append(rule)
-        self._bulk = CONSTANTS not in without
+        self._without = without
         self._counts: Counter[str] = Counter()
         self._declined: dict[tuple[int, str], tuple[gs.Node, str]] = {}
         self._bulk_skips: list[Skip] = []
@@ -86,7 +88,9 @@ class _Run:
             self._bench.refresh()
             self._declined.clear()
             self._apply_rules()
-            if self._bulk and self._counts.total() == before:
+            if self._counts.total() == before:
+                self._merge_equal_nodes()
+            if self._counts.total() == before:
                 self._fold_constants()
             if self._counts.total() == before:
                 break
@@ -114,7 +118,16 @@ class _Run:
                 if outcome is not False:
                     self._declined[id(node), rule.name] = (node, f"{rule.name}: {outcome}")
 
+    def _merge_equal_nodes(self) -> None:
+        if EQUAL in self._without:
+            return
+        count = merge_equal_nodes(self._bench)
+        if count:
+            self._counts[EQUAL] += count
+
     def _fold_constants(self) -> None:
+        if CONSTANTS in self._without:
+            return
         count, self._bulk_skips = fold_constants(self._bench, lambda: max(self._limit - file_bytes(self._model), 0))
         if count:
             self._counts[CONSTANTS] += count

@@ -15,6 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.graph import Constant, payload
+from graphopt.passes.fold.stated import stated_constant
 from graphopt.shapes import TensorTypes
 
 Element = int | str | None
@@ -359,8 +360,8 @@ def _identity(values: ShapeValues, node: gs.Node, opset: int) -> Ints | None:
 
 
 def _constant_node(values: ShapeValues, node: gs.Node, opset: int) -> Ints | None:
-    value = node.attrs.get("value")
-    return _constant(value) if isinstance(value, gs.Constant) else None
+    stated = stated_constant(node.attrs)
+    return None if stated is None else _constant(stated)
 
 
 HANDLERS: dict[str, Handler] = {

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.clean import clean, disconnect
-from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import (
     Constant,
     Node,
@@ -21,11 +20,15 @@ from graphopt.ir.graph import (
     walk_graphs,
     walk_nodes,
 )
+from graphopt.ir.placement import unique_name
 from graphopt.model import Model
 from graphopt.passes.fold.ints import Ints, ShapeValues
+from graphopt.passes.fold.sizes import array_cost, constant_cost, node_cost
+from graphopt.passes.fold.stated import stated_constant
 from graphopt.shapes import STANDARD_DOMAINS, TensorType, TensorTypes, tensor_types
 
 MAX_SMALL = 1 << 20  # bytes; what a rule may look at element by element
+_REUSED = 256  # bytes
 LISTED_INITIALIZERS = 3  # up to this IR version an initializer must be listed as a graph input
 
 
@@ -34,14 +37,16 @@ class Workbench:
 
     Args:
         model: Edited in place.
+        budget: Bytes that rewrites may add before they have saved any.
 
     Attributes:
         model: The model.
         types: Types that follow from the inputs alone; what the file says about inner tensors is not relied on.
         values: Integer vectors that are known in part, such as shapes.
+        budget: About how many bytes the rewrites so far have saved.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, budget: int = 0) -> None:
         self.model = model
         self.types = TensorTypes()
         self.values = ShapeValues(self.types)
@@ -53,6 +58,10 @@ class Workbench:
         self._results: dict[int, list[gs.Tensor]] = {}
         self._removed: dict[int, gs.Node] = {}
         self._edited = False
+        self.budget = budget
+        self._made: dict[Hashable, gs.Constant] = {}
+        self._count = 0
+        self._stated: dict[int, tuple[gs.Node, gs.Constant | None]] = {}
 
     # What is there -----------------------------------------------------------------------------------------------
 
@@ -72,6 +81,8 @@ class Workbench:
                 for node in graph.nodes:
                     self._graph_of[id(node)] = graph
                     self.values.learn(node, self.opset(node))
+        self._queue.clear()
+        self._queued.clear()
         self.touch(self.nodes())
 
     def nodes(self) -> list[gs.Node]:
@@ -126,8 +137,11 @@ class Workbench:
         if tensor is None or not tensor.inputs:
             return None
         node = tensor.inputs[0]
-        value = node.attrs.get("value") if node.op == "Constant" and node.domain in (None, "") else None
-        return value if isinstance(value, gs.Constant) else None
+        if node.op != "Constant" or not is_standard(node):
+            return None
+        if id(node) not in self._stated:
+            self._stated[id(node)] = (node, stated_constant(node.attrs))
+        return self._stated[id(node)][1]
 
     def array(self, tensor: gs.Tensor | None) -> np.ndarray | None:
         """Return the values of a constant; None for anything else."""
@@ -223,6 +237,7 @@ class Workbench:
 
     def remove(self, node: gs.Node) -> None:
         """Take the node, with its bodies, out of the graph."""
+        self.budget += node_cost(node)
         gone = [node, *(inner for body in bodies(node) for inner in walk_nodes(body))]
         for inner in gone:
             self.touch(producer for tensor in inner.inputs for producer in tensor.inputs)
@@ -241,6 +256,7 @@ class Workbench:
         graph.nodes.append(node)
         self._graph_of[id(node)] = graph
         self._edited = True
+        self.budget -= node_cost(node)
         self.touch([node])
 
     def move_out(self, body: gs.Graph, node: gs.Node) -> list[gs.Node]:
@@ -265,12 +281,27 @@ class Workbench:
         for tensor in graph.outputs:
             self._results.pop(id(tensor), None)
 
-    def new_constant(self, name: str, values: np.ndarray, beside: gs.Node) -> gs.Tensor:
-        """Return a tensor with the given values for a node to read."""
-        constant = Constant(self.free_name(name), values)
-        if (self.model.graph.ir_version or 0) > LISTED_INITIALIZERS or self.in_function(beside):
-            return constant
-        return self.constant_node(constant, Variable(constant.name, np.dtype(values.dtype), list(values.shape)), beside)
+    def new_constant(self, kind: str, values: np.ndarray, beside: gs.Node) -> gs.Tensor:
+        """Return a tensor with the given values for a node to read.
+
+        Args:
+            kind: What it is, for its name; kept short, since names are part of the file.
+            values: Equal small vectors of one kind become one constant.
+            beside: The node.
+        """
+        root = self._root_of[id(self.graph_of(beside))]
+        key = (kind, id(root), values.dtype.name, values.shape, values.tobytes()) if values.nbytes <= _REUSED else None
+        if key is not None and key in self._made:
+            return self._made[key]
+        self._count += 1
+        constant = Constant(self.free_name(f"{kind}{self._count}"), values)
+        self.budget -= constant_cost(constant)
+        if (self.model.graph.ir_version or 0) <= LISTED_INITIALIZERS and not self.in_function(beside):
+            variable = Variable(constant.name, np.dtype(values.dtype), list(values.shape))
+            return self.constant_node(constant, variable, beside)
+        if key is not None:
+            self._made[key] = constant
+        return constant
 
     def constant_node(self, value: gs.Constant, output: gs.Tensor, beside: gs.Node) -> gs.Tensor:
         """Put a Constant node that makes `output` beside another node."""
@@ -298,6 +329,7 @@ class Workbench:
             self.touch(readers)
         else:
             self._detach(tensor, producer)
+            self.budget -= array_cost(tensor.name, values)
             self.redirect(tensor, Constant(tensor.name, values))
 
     def _detach(self, tensor: gs.Tensor, producer: gs.Node) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from graphopt.passes.fold.rules.affine import Affine
 from graphopt.passes.fold.rules.batch_norm import BatchNorm
+from graphopt.passes.fold.rules.gemm import ToGemm
 from graphopt.passes.fold.rules.inline_if import InlineIf
+from graphopt.passes.fold.rules.layer_norm import LayerNorm
 from graphopt.passes.fold.rules.lift_constant import LiftConstant
 from graphopt.passes.fold.rules.merge_reshapes import MergeReshapes
 from graphopt.passes.fold.rules.merge_transposes import MergeTransposes
 from graphopt.passes.fold.rules.neutral_operand import NeutralOperand
 from graphopt.passes.fold.rules.no_op import NoOp
+from graphopt.passes.fold.rules.pad_into_conv import PadIntoConv
+from graphopt.passes.fold.rules.pick import Pick
 from graphopt.passes.fold.rules.reshape_target import ReshapeTarget
 from graphopt.passes.fold.rules.rule import Rule
 from graphopt.passes.fold.rules.same_shape import SameShape
@@ -26,7 +30,11 @@ RULES: tuple[Rule, ...] = (
     ReshapeTarget(),
     MergeReshapes(),
     MergeTransposes(),
+    Pick(),
+    PadIntoConv(),
     BatchNorm(),
+    LayerNorm(),
     NeutralOperand(),
     Affine(),
+    ToGemm(),
 )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import Constant, OpaqueAttribute, Payload, payload
-from graphopt.ir.payload import StoredSparseTensor
+from graphopt.ir.graph import Constant, payload
 from graphopt.passes.fold.rules.rule import Outcome, Rule
+from graphopt.passes.fold.sizes import constant_cost
 from graphopt.passes.fold.workbench import LISTED_INITIALIZERS, Workbench
 
 
@@ -30,30 +27,11 @@ class LiftConstant(Rule):
             return False
         if (bench.model.graph.ir_version or 0) <= LISTED_INITIALIZERS:
             return "up to IR version 3 an initializer must be a graph input"
-        held = stated_value(node.attrs)
-        if held is None:
+        stated = bench.constant(output)
+        if stated is None:
             return "it states its value in a way that graphopt does not know"
-        constant = Constant(output.name, held)
+        constant = Constant(output.name, payload(stated))
         bench.remove(node)
+        bench.budget -= constant_cost(constant)
         bench.redirect(output, constant)
         return True
-
-
-def stated_value(attrs: dict[str, Any]) -> Payload | None:
-    """Return the value that the attributes of a Constant node state."""
-    if len(attrs) != 1:
-        return None
-    ((name, value),) = attrs.items()
-    if name == "value" and isinstance(value, gs.Constant):
-        return payload(value)
-    if name == "sparse_value" and isinstance(value, OpaqueAttribute):
-        return StoredSparseTensor(value.proto.sparse_tensor)
-    kinds: dict[str, Any] = {
-        "value_float": np.float32,
-        "value_floats": np.float32,
-        "value_int": np.int64,
-        "value_ints": np.int64,
-        "value_string": object,
-        "value_strings": object,
-    }
-    return np.array(value, kinds[name]) if name in kinds and isinstance(value, (int, float, str, bytes, list)) else None

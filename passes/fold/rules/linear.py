@@ -151,8 +151,7 @@ def _set_bias(place: Linear, bias: np.ndarray, bench: Workbench) -> None:
     if isinstance(old, Constant) and bench.uses(old) == 1 and tuple(old.shape) == bias.shape:
         old.values = bias
     else:
-        name = old.name if old is not None else f"{node.inputs[1].name}_bias"
-        bench.set_input(node, 2, bench.new_constant(name, bias, node))
+        bench.set_input(node, 2, bench.new_constant("bias", bias, node))
     if node.op == "Gemm" and node.attrs.get("beta", 1.0) != 1.0:
         node.attrs["beta"] = 1.0
 

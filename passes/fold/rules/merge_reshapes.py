@@ -35,7 +35,7 @@ class MergeReshapes(Rule):
         target = None if wanted is None else constant_target(wanted, bench.values.dims(source))
         if target is None:
             return f"its shape is not known well enough to skip the {first.op} before it"
-        shape = bench.new_constant(f"{output.name}_shape", np.array(target, np.int64), node)
+        shape = bench.new_constant("shape", np.array(target, np.int64), node)
         merged = Node("Reshape", node.name, {}, [source, shape], [])
         bench.add(merged, node)
         bench.remove(node)

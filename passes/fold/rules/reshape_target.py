@@ -31,7 +31,7 @@ class ReshapeTarget(Rule):
         if target is None:
             return False
         values = np.array(target, np.int64)
-        bench.set_input(node, 1, bench.new_constant(f"{node.outputs[0].name}_shape", values, node))
+        bench.set_input(node, 1, bench.new_constant("shape", values, node))
         return True
 
 

@@ -7,7 +7,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.passes.fold.ints import HANDLERS
 from graphopt.passes.fold.rules.rule import Outcome, Rule
-from graphopt.passes.fold.workbench import Workbench
+from graphopt.passes.fold.sizes import array_cost, node_cost
+from graphopt.passes.fold.workbench import Workbench, is_standard
 
 
 class ShapeValue(Rule):
@@ -29,9 +30,20 @@ class ShapeValue(Rule):
             return False
         if bench.is_result(output) and all(bench.uses(tensor) > 1 or not tensor.inputs for tensor in node.inputs):
             return False  # one node for another, and a larger one
+        if not bench.is_result(output) and all(_goes_too(user, bench) for user in output.outputs):
+            return False  # nobody will read it
         values = np.array(known.numbers, dtype)
+        growth = array_cost(output.name, values) - node_cost(node)
+        if growth > max(bench.budget, 0):
+            return f"its value would take {growth} bytes more"
         bench.make_constant(output, values.reshape(()) if known.scalar else values)
         return True
+
+
+def _goes_too(user: gs.Node, bench: Workbench) -> bool:
+    """Return whether the rule replaces this user of a known value as well."""
+    known = bench.known(user.outputs[0]) if user.op in ShapeValue.ops and is_standard(user) else None
+    return known is not None and known.numbers is not None and bench.types[user.outputs[0]].dtype is not None
 
 
 def _fits(numbers: tuple[int, ...], dtype: np.dtype) -> bool:
