@@ -112,10 +112,10 @@ def random_feeds(
 def random_array(rng: np.random.Generator, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
     """Return values that hide little: of both signs, no two alike where the type allows."""
     if dtype == np.bool_:
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)
     if dtype.kind in "iu":
-        return rng.integers(0, 5, shape).astype(dtype)
-    return rng.standard_normal(shape).astype(dtype)
+        return np.asarray(rng.integers(0, 5, shape), dtype)
+    return np.asarray(rng.standard_normal(shape), dtype)
 
 
 def assert_same_outputs(

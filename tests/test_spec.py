@@ -54,7 +54,7 @@ class Plain(Pass):
 @pytest.fixture(autouse=True)
 def passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the two passes above the only ones."""
-    known = {"every": Every, "plain": Plain}
+    known: dict[str, type[Pass]] = {"every": Every, "plain": Plain}
 
     def pass_class(name: str) -> type[Pass]:
         if name not in known:
