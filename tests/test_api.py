@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import jsonschema
@@ -19,9 +20,11 @@ import graphopt.registry
 from graphopt.base import Pass, PassReport
 from graphopt.context import Context
 from graphopt.errors import GraphoptError, ModelError, PassError, SampleError, UsageError
+from graphopt.evaluate import Drop
 from graphopt.model import Model
 from graphopt.plugins import load_function, load_metric, metric_name
 from graphopt.report import schema
+from graphopt.report.build import warnings_for
 from graphopt.runtime.session import open_session
 
 TEXT = """
@@ -170,6 +173,26 @@ def test_external_data_counts_as_input(path: Path) -> None:
     assert report.input is not None
     sizes = [(path.parent / name).stat().st_size for name in ("e.onnx", "e.bin")]
     assert report.input.nbytes == sum(sizes)
+
+
+def test_output_is_counted_with_its_weights(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    model = proto()
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones((4, 300), np.float32), "w"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 300
+    output = graphopt.compress(model, [Scale()], benchmark=False).save("o.onnx", external_data=True).report.output
+    assert output is not None
+    assert output.path == "o.onnx"
+    assert output.nbytes == Path("o.onnx").stat().st_size + Path("o.onnx.data").stat().st_size > 4800
+
+
+def test_warns_when_the_whole_lost_too_much(path: Path) -> None:
+    context = SimpleNamespace(samples=None, max_drop=0.01)
+    run = SimpleNamespace(steps=(), context=context)
+    drop = Drop(0.02, 0.01, 0.03, "agreement", {}, 6, False)
+    expected = ["the result as a whole lost 2.00%, more than the limit of 1.00%"]
+    assert warnings_for(run, drop) == expected  # type: ignore[arg-type]
+    assert warnings_for(run, replace(drop, value=0.01)) == []  # type: ignore[arg-type]
 
 
 def test_without_samples_nothing_is_judged(path: Path) -> None:
