@@ -38,20 +38,27 @@ class CodeReader:
 
     def read(self, wanted: Sequence[int] | None) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield samples; those not wanted are made and dropped."""
-        items = self._run(lambda: _iterator(self._function(), self._fit, f"'{self._name}'"))
-        chosen = None if wanted is None else set(wanted)
-        last = max(wanted, default=-1) if wanted is not None else None
-        index = 0
-        while last is None or index <= last:
-            feeds = self._run(lambda: next(items, _END))
-            if feeds is _END:
+        last = max(wanted) if wanted else None
+        for index, feeds in enumerate(self._items()):
+            if wanted is None or index in wanted:
+                yield f"sample {index} of '{self._name}'", feeds
+            if index == last:
                 return
-            where = f"sample {index} of '{self._name}'"
+
+    def _items(self) -> Iterator[dict[str, Any]]:
+        items = self._run(lambda: _iterator(self._function(), self._fit, f"'{self._name}'"))
+        count = 0
+        while (feeds := self._run(lambda: next(items, _END))) is not _END:
             if not isinstance(feeds, Mapping):
-                raise SampleError(f"{where} is of type {type(feeds).__name__}; give a mapping of input names to arrays")
-            if chosen is None or index in chosen:
-                yield where, dict(feeds)
-            index += 1
+                what = f"sample {count} of '{self._name}' is of type {type(feeds).__name__}"
+                raise SampleError(f"{what}; give a mapping of input names to arrays")
+            count += 1
+            yield dict(feeds)
+        if self._count not in (None, count):
+            raise SampleError(
+                f"'{self._name}' gave {self._count} samples before and {count} now; they must stay the same"
+            )
+        self._count = count
 
     def _run(self, step: Callable[[], Any]) -> Any:
         with _importable(self._folder):
@@ -110,4 +117,5 @@ def _importable(folder: str) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        if folder in sys.path:
+            sys.path.remove(folder)

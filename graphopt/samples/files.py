@@ -95,7 +95,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def _load_npz(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # numpy leaves a damaged file open
             return dict(arrays)
     except UNREADABLE as error:
         raise unreadable(f"'{path}'", error) from error

@@ -96,7 +96,7 @@ def _value(spec: TensorSpec, value: Any, where: str) -> Any:
         return value
     try:
         array = np.asarray(value)
-    except ValueError as error:  # a ragged list
+    except (ValueError, TypeError) as error:  # a ragged list, an array on another device
         raise SampleError(f"{where}: input '{spec.name}' is no array: {error}") from error
     if spec.dtype == object and array.dtype.kind in "UO":
         return array.astype(object)

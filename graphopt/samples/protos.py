@@ -56,7 +56,8 @@ def _decode(proto: Any) -> Any:
     if isinstance(proto, onnx.MapProto):
         return numpy_helper.to_dict(proto)
     if isinstance(proto, onnx.OptionalProto):
-        return numpy_helper.to_optional(proto)
+        held = [value for field, value in proto.ListFields() if field.name.endswith("_value")]
+        return _decode(held[0]) if held else None
     if proto.data_location == onnx.TensorProto.EXTERNAL:
         raise ValueError("its values lie in another file")
     return numpy_helper.to_array(proto)

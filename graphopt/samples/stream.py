@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from graphopt.errors import SampleError
 from graphopt.samples.fit import Feeds, Fit
 
 
@@ -58,14 +57,8 @@ class Samples:
         Raises:
             SampleError: A sample cannot be read or does not fit the model.
         """
-        count = 0
         for where, feeds in self._reader.read(self._chosen):
             yield self._fit.check(feeds, where)
-            count += 1
-        if self._chosen is not None and count != len(self._chosen):
-            raise SampleError(
-                f"'{self.source}' changed: of {len(self._chosen)} samples chosen, {count} were found when read again"
-            )
 
     def take(self, count: int) -> Samples:
         """Return a subset of at most `count` samples, evenly spaced over all of them.
