@@ -99,53 +99,62 @@ def compress(
         PassError: A pass was rolled back in a strict run.
         GraphoptError: The metric failed on the original model.
     """
-    start = time.perf_counter()
-    pipeline = _pipeline(passes)
-    settings = _Settings(
+    run = _Run(
+        pipeline=_pipeline(passes),
         target=get_target(target),
         metric=None if metric is None else load_metric(metric),
+        metric_name=None if metric is None else metric_name(metric),
         seed=int(_within("seed", seed, 0, math.inf)),
         max_drop=_within("max_drop", max_drop, 0, 1),
         threads=int(_within("threads", threads, 1, 1024)),
         benchmark=benchmark,
-        progress=progress if progress is not None else SilentProgress(),
-    )
-    original = _as_model(model)
-    _refuse_unrunnable(original, threads)
-    samples = None
-    if data is not None:
-        samples = open_samples(data, original.interface, seed=seed, optional=frozenset(original.graph.defaults))
-    context = settings.context(original, samples)
-    if metric is not None:
-        context.evaluator.metric_of_original()  # a metric that fails ends the run here, not every pass later
-    compressed, steps = pipeline.run(original, context, strict=strict)
-    finished = Finished(
-        pipeline=pipeline,
-        original=original,
-        model=compressed,
-        steps=steps,
-        context=context,
-        evaluator_for=lambda other: settings.evaluator(original, samples, other),
-        metric=None if metric is None else metric_name(metric),
-        benchmark=benchmark,
-        threads=threads,
         strict=strict,
-        start=start,
+        progress=progress if progress is not None else SilentProgress(),
+        start=time.perf_counter(),
     )
-    return Result(compressed, build_report(finished))
+    return run.compress(_as_model(model), data)
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """Checked options; attributes as the arguments of `compress`."""
+class _Run:
+    """A run with checked options; attributes as the arguments of `compress`."""
 
+    pipeline: Pipeline
     target: Target
     metric: Metric | None
+    metric_name: str | None
     seed: int
     max_drop: float
     threads: int
     benchmark: bool
+    strict: bool
     progress: Progress
+    start: float
+
+    def compress(self, original: Model, data: Any) -> Result:
+        _refuse_unrunnable(original, self.threads)
+        samples = None
+        if data is not None:
+            optional = frozenset(original.graph.defaults)
+            samples = open_samples(data, original.interface, seed=self.seed, optional=optional)
+        context = self.context(original, samples)
+        if self.metric is not None:
+            context.evaluator.metric_of_original()  # a metric that fails ends the run here, not every pass later
+        model, steps = self.pipeline.run(original, context, strict=self.strict)
+        finished = Finished(
+            pipeline=self.pipeline,
+            original=original,
+            model=model,
+            steps=steps,
+            context=context,
+            evaluator_for=lambda other: self.evaluator(original, samples, other),
+            metric=self.metric_name,
+            benchmark=self.benchmark,
+            threads=self.threads,
+            strict=self.strict,
+            start=self.start,
+        )
+        return Result(model, build_report(finished))
 
     def context(self, original: Model, samples: Samples | None) -> Context:
         observer = None
