@@ -15,7 +15,7 @@ from onnx import numpy_helper, parser
 
 from graphopt import evaluate
 from graphopt.errors import ModelError, SampleError, UsageError
-from graphopt.evaluate import Drop, Evaluator, Sameness
+from graphopt.evaluate import Drop, Evaluator, Sameness, sameness
 from graphopt.evaluate.agreement import Agreement, Loss
 from graphopt.evaluate.classes import Scores, class_scores
 from graphopt.evaluate.loss import agreement_drop, metric_drop
@@ -23,7 +23,7 @@ from graphopt.evaluate.sameness import nudged_model
 from graphopt.evaluate.statistics import ratio, ratio_interval, share_interval, wilson
 from graphopt.ir.graph import constants
 from graphopt.model import Model
-from graphopt.runtime.session import Session
+from graphopt.runtime.session import Session, open_session
 
 NAN, INF = float("nan"), float("inf")
 
@@ -557,16 +557,32 @@ def test_outputs_that_rounding_alone_changes_are_left_out_and_said_so() -> None:
     assert same.describe() == "not verified: rounding alone changes every output of this model"
 
 
-def test_nudging_leaves_what_decides_about_shapes() -> None:
+def test_nudging_leaves_what_decides_about_shapes_or_signs() -> None:
     text = """g (float[1, 3, 9, 9] x) => (float[1, 4, a, b] y)
-    { c = Conv(x, w) p = Pow(c, two) r = Resize(p, , s) y = Mul(r, two) }"""
-    weights: dict[str, Any] = {"w": np.ones((4, 3, 3, 3), np.float32), "s": f32(1, 1, 2, 2), "two": np.float32(2)}
+    { c = Conv(x, w) h = Mul(c, half) p = Pow(h, both) q = Add(p, both) r = Resize(q, , s) y = Add(r, vector) }"""
+    weights: dict[str, Any] = {
+        "w": np.ones((4, 3, 3, 3), np.float32),
+        "half": np.float32(0.5),
+        "both": np.full((4, 1, 1), 2, np.float32),
+        "s": f32(1, 1, 2, 2),
+        "vector": np.full((4, 1, 1), 3, np.float32),
+    }
     nudged = nudged_model(build(text, **weights), np.random.default_rng(0))
     values = {constant.name: constant.values for constant in constants(nudged.graph)}
-    np.testing.assert_array_equal(values["s"], weights["s"])
-    assert values["two"] == 2
-    assert np.count_nonzero(values["w"] != 1) > 50
+    assert {name for name in weights if np.any(values[name] != weights[name])} == {"w", "vector"}
     np.testing.assert_allclose(values["w"], 1, rtol=2.4e-7)
+
+
+def test_files_are_compared_as_they_are_not_as_the_runtime_rewrites_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimized: list[bool] = []
+
+    def open_and_note(model: Model, *, threads: int, optimize: bool = True) -> Session:
+        optimized.append(optimize)
+        return open_session(model, threads=threads, optimize=optimize)
+
+    monkeypatch.setattr(sameness, "open_session", open_and_note)
+    assert evaluator(classifier(), FakeSamples(normal(1))).mismatch(classifier(), classifier()).equal is True
+    assert optimized == [False, False]
 
 
 # --- the evaluator: latency -------------------------------------------------------------------------------------------
