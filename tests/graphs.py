@@ -260,7 +260,7 @@ ROWS = (matmul, matmul, gemm, gemm, softmax, reshape, *COMMON)
 def models(draw: st.DrawFn, most_nodes: int = 8) -> onnx.ModelProto:
     """Return valid float models, of images or rows, that ONNX Runtime runs."""
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-    batch: str | int = draw(st.sampled_from(["N", 2]))
+    batch = draw(st.just("N") | st.just(2))
     b = Builder(draw, rng, batch, draw(st.sampled_from([13, 17, 21])))
     sizes = draw(st.sampled_from([(4, 6, 6), (3, 4, 4), (8,), (16,)]))
     b.values.append(Value("x", sizes))

@@ -473,6 +473,18 @@ def test_external_data_without_a_folder_is_refused() -> None:
         Model.from_proto(proto)
 
 
+@pytest.mark.parametrize("version", [3, 4, 8])
+def test_raising_the_ir_version_keeps_weights_constant(version: int) -> None:
+    """What had to be listed as an input up to version 3 would become an input of the model in version 4."""
+    model = Model.from_proto(old_ir())
+    model.graph.ir_version = version
+    copy = model.copy()
+    assert copy.interface == model.interface
+    assert [tensor.name for tensor in constants(copy.graph)] == ["w", "k"]
+    listed = [info.name for info in copy.to_proto().graph.input]
+    assert listed == (["w", "x", "k"] if version < 4 else ["x"])
+
+
 class TestConstants:
     """Values are read-only, shared, and stay stored until replaced."""
 

@@ -38,6 +38,7 @@ __all__ = [
     "value_info",
 ]
 
+_OVERRIDABLE = 4  # IR version
 PayloadWriter = Callable[[str, StoredTensor | np.ndarray], onnx.TensorProto]
 
 
@@ -144,8 +145,9 @@ class _Exporter:
         infos = {tensor.name: self._value_info(tensor) for tensor in graph.inputs}
         if not isinstance(graph, Graph):
             return list(infos.values())
-        stored = {constant.name for constant in self._homes[id(graph)]}
-        infos |= {name: info for name, info in graph.listed.items() if name in stored}
+        if (self._graph.ir_version or 0) < _OVERRIDABLE:  # from then on, a listed weight is one that a caller may set
+            stored = {constant.name for constant in self._homes[id(graph)]}
+            infos |= {name: info for name, info in graph.listed.items() if name in stored}
         ordered = [name for name in graph.input_order if name in infos]
         return [infos[name] for name in dict.fromkeys([*ordered, *infos])]
 
