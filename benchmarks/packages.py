@@ -43,7 +43,24 @@ MODELS = {
     "silero_vad_op18": Source("silero-vad==6.2.3", "silero_vad/data/silero_vad_op18_ifless.onnx"),
 }
 _COUNT = 64  # samples a model
-_WORDS = "invoice total amount date number street city model weight graph pass kernel range scale zero point".split()
+_WORDS = [
+    "invoice",
+    "total",
+    "amount",
+    "date",
+    "number",
+    "street",
+    "city",
+    "model",
+    "weight",
+    "graph",
+    "pass",
+    "kernel",
+    "range",
+    "scale",
+    "zero",
+    "point",
+]
 
 
 @click.command()
@@ -62,7 +79,9 @@ def main(folder: Path) -> None:
             (models / f"{name}.onnx").write_bytes(_extract(Path(wheels), source))
     rng = np.random.default_rng(0)
     np.savez_compressed(samples / "magika.npz", bytes=np.stack(list(_file_bytes())))
-    np.savez_compressed(samples / "ppocr_cls.npz", x=np.stack([_upside_down(_line(rng, 192), rng) for _ in range(_COUNT)]))
+    np.savez_compressed(
+        samples / "ppocr_cls.npz", x=np.stack([_upside_down(_line(rng, 192), rng) for _ in range(_COUNT)])
+    )
     pages = [_page(rng, 640) for _ in range(16)]
     np.savez_compressed(samples / "ppocrv6_det.npz", x=np.stack(pages))
     (samples / "ppocrv6_rec").mkdir(exist_ok=True)
@@ -112,7 +131,9 @@ def _page(rng: np.random.Generator, size: int) -> np.ndarray:
     top = 10
     while top < size - 50:
         height = int(rng.integers(14, 36))
-        draw.text((int(rng.integers(5, 80)), top), _text(rng), font=ImageFont.load_default(size=height), fill=(20, 20, 30))
+        draw.text(
+            (int(rng.integers(5, 80)), top), _text(rng), font=ImageFont.load_default(size=height), fill=(20, 20, 30)
+        )
         top += height * 2
     return _pixels(image)
 

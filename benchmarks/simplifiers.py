@@ -2,8 +2,8 @@
 
     python -m benchmarks.simplifiers FOLDER [--only GLOB] [--repeat N] [--json FILE] [--markdown FILE]
 
-The peers come with the extra ``peers``. Every run is a process of its own, start-up included, and the tools take turns, so
-that a noisy machine is noisy for all. Outputs are compared with ONNX Runtime's optimizations off.
+The peers come with the extra ``peers``. Every run is a process of its own, start-up included, and the tools take turns,
+so that a noisy machine is noisy for all. Outputs are compared with ONNX Runtime's optimizations off.
 """
 
 from __future__ import annotations

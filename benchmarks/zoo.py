@@ -3,8 +3,8 @@
     python -m benchmarks.zoo FOLDER [--passes SPEC] [--only GLOB] [--json FILE] [--markdown FILE]
 
 Layout of FOLDER: ``models/NAME.onnx``; ``calib/NAME.npz`` or ``calib/NAME/`` with samples; and, where a real metric
-exists, an evaluator ``eval_X.py`` that prints a line ``JSON {...}`` for the model file it is given. X is a prefix of NAME,
-or is assigned with ``--evaluator NAME=X``.
+exists, an evaluator ``eval_X.py`` that prints a line ``JSON {...}`` for the model file it is given. X is a prefix of
+NAME, or is assigned with ``--evaluator NAME=X``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import click
 from benchmarks.process import Run, measure
 
 DEFAULT_PASSES = "fold,share,prune:ratio=0.3,quant"
-_NOT_METRICS = frozenset({"model", "n", "chars", "lines", "frames", "pos", "gt", "pages", "classes", "n_pairs", "n_tokens"})
+_NOT_METRICS = frozenset(
+    {"model", "n", "chars", "lines", "frames", "pos", "gt", "pages", "classes", "n_pairs", "n_tokens", "chance"}
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _failed(model: Path, run: Run) -> Row:
         seconds=run.seconds,
         peak_bytes=run.peak_bytes,
         message=message,
-        **nothing,  # type: ignore[arg-type]
+        **nothing,
     )
 
 
@@ -151,7 +153,7 @@ def _row(
     model: Path, run: Run, report: Mapping[str, Any], before: dict[str, float] | None, after: dict[str, float] | None
 ) -> Row:
     first, last = report["before"], report["after"]
-    latency = report.get("latency")
+    latency = next((timing["ratio"] for timing in report["timings"] if timing["ratio"]), None)
     return Row(
         model=model.stem,
         status=run.status,
@@ -179,7 +181,9 @@ def line(row: Row) -> str:
     """Return the row as one line of a Markdown table."""
     if row.status != 0:
         return f"| {row.model} | FAILED: {row.message} | | | | | | |"
-    assert row.after_bytes is not None and row.after_zstd is not None and row.before_zstd
+    assert row.after_bytes is not None
+    assert row.after_zstd is not None
+    assert row.before_zstd
     assert row.nodes is not None
     latency = "-" if row.latency is None else "{:.2f} ({:.2f}-{:.2f})".format(*row.latency)
     cells = (

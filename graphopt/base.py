@@ -46,26 +46,32 @@ class PassReport:
 class Pass(ABC):
     """A transformation of a model; its dataclass fields are its options.
 
-    A subclass is a frozen dataclass whose fields are `bool`, `int`, `float`, `str`, `Literal` or `X | None` and all have
-    defaults. It checks them in `__post_init__` and raises ValueError with a message that states what is allowed. The
-    first line of its docstring is what `graphopt passes` prints; the `Attributes:` section documents the options.
+    A subclass is a frozen dataclass whose fields are `bool`, `int`, `float`, `str`, `Literal` or `X | None` and all
+    have defaults. It checks them in `__post_init__` and raises ValueError with a message that states what is allowed.
+    The first line of its docstring is what `graphopt passes` prints; the `Attributes:` section documents the options.
 
     The pipeline hands `run` a private copy of the model, and afterwards cleans up, checks the contract below, and
     rolls the pass back if it was broken. So a pass may leave dead nodes behind, in any order, and need not copy.
 
     Attributes:
         name: What the user types after `-p`.
-        lossless: Whether the outputs must stay equal up to float reassociation. A lossy pass is bound by `--max-drop`.
         requires: Names of passes that must have run before; the pipeline inserts missing ones.
         may_grow: Whether the file may become larger.
         promises_speed: Whether the pass is rolled back when the result is measurably slower on the target.
     """
 
     name: ClassVar[str]
-    lossless: ClassVar[bool]
     requires: ClassVar[tuple[str, ...]] = ()
     may_grow: ClassVar[bool] = False
     promises_speed: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def lossless(self) -> bool:
+        """Whether the outputs must stay equal up to float reassociation; a lossy pass is bound by `--max-drop`.
+
+        A class attribute, ``lossless: ClassVar[bool] = True``, or a property where options decide.
+        """
 
     @abstractmethod
     def run(self, model: Model, context: Context) -> PassReport:

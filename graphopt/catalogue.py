@@ -70,7 +70,7 @@ def describe(name: str) -> PassInfo:
         OptionInfo(option.name, _typed(option.default), option.allowed, meanings.get(option.name, ""))
         for option in options(cls)
     )
-    return PassInfo(name, registry.available()[name], summary, rest.strip(), described, cls.lossless, cls.requires)
+    return PassInfo(name, registry.available()[name], summary, rest.strip(), described, cls().lossless, cls.requires)
 
 
 def describe_all() -> tuple[list[PassInfo], list[str]]:

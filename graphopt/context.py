@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -13,9 +12,8 @@ from graphopt.progress import Progress, SilentProgress
 from graphopt.targets import Target
 
 if TYPE_CHECKING:
-    from graphopt.evaluate import Drop, Evaluator
-    from graphopt.model import Model
-    from graphopt.observe import Observations, Observer, Statistic
+    from graphopt.evaluate import Evaluator
+    from graphopt.observe import Observer
     from graphopt.samples import Samples
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import onnx
-
 from dataclasses import dataclass
+
+import onnx
 
 from graphopt.base import Pass
 from graphopt.context import Context
@@ -91,7 +91,7 @@ class Contract:
         if drop is not None and not drop.within(limit):
             return Verdict(f"{drop.measure} dropped by {drop.value:.2%}, more than the limit of {limit:.2%}", drop)
         latency = evaluator.latency(before, after) if item.promises_speed else None
-        if latency is not None and latency.low > 1:
+        if latency is not None and latency.slower:
             took = f"{latency.median:.2f} x ({latency.low:.2f} to {latency.high:.2f})"
             return Verdict(f"the result takes {took} the time on {self._context.target.name}", drop, latency)
         verified = "not judged: no --data" if drop is None else f"{drop.measure} on {drop.samples} samples"

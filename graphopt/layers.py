@@ -68,8 +68,8 @@ class LinearLayer:
 def linear_layers(model: Model) -> tuple[LinearLayer, ...]:
     """Return the linear layers of the main graph in graph order.
 
-    A layer is left out when its weight is no constant of a floating type, when a MatMul's weight is no matrix, and when a
-    Gemm transposes its input.
+    A layer is left out when its weight is no constant of a floating type, when a MatMul's weight is no matrix, and when
+    a Gemm transposes its input.
     """
     found = (linear_layer(node) for node in model.graph.nodes)
     return tuple(layer for layer in found if layer is not None)
@@ -87,5 +87,3 @@ def linear_layer(node: gs.Node) -> LinearLayer | None:
     if len(weight.shape) != 2 or node.attrs.get("transA", 0):
         return None
     return LinearLayer(node, weight, 1, transposed=not node.attrs.get("transB", 0))
-
-

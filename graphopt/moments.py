@@ -1,8 +1,8 @@
 """Second moments of what linear layers see, computed inside ONNX Runtime.
 
-For each layer the model is extended by nodes that form ``X^T X`` of the layer's input in im2col form, so that only a matrix
-of [groups, inputs, inputs] leaves the runtime, whatever the size of the activations. Layers are taken in batches that fit a
-budget of memory, each batch one stream over the samples.
+For each layer the model is extended by nodes that form ``X^T X`` of the layer's input in im2col form, so that only a
+matrix of [groups, inputs, inputs] leaves the runtime, whatever the size of the activations. Layers are taken in batches
+that fit a budget of memory, each batch one stream over the samples.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def layer_moments(
     for batch in _batches(layers, budget):
         probe, names = _probe(model, batch)
         totals = [np.zeros((layer.groups, layer.inputs, layer.inputs)) for layer in batch]
-        counts = np.zeros(len(batch))
+        counts = [0] * len(batch)
         with open_session(probe, threads=threads) as session:
             for feeds in progress.track(samples, "second moments", len(samples)):
                 found = session.run(feeds, [name for pair in names for name in pair])
                 for index, (moment, count) in enumerate(names):
                     totals[index] += found[moment]
-                    counts[index] += float(found[count])
-        for layer, total, count in zip(batch, totals, counts, strict=True):
-            yield layer, total / max(count, 1.0)
+                    counts[index] += int(found[count])
+        for layer, total, seen in zip(batch, totals, counts, strict=True):
+            yield layer, total / max(seen, 1)
 
 
 def _batches(layers: Iterable[LinearLayer], budget: int) -> Iterator[list[LinearLayer]]:
@@ -110,8 +110,8 @@ class _Builder:
     def patches(self, layer: LinearLayer) -> gs.Tensor:
         """Return the patches of a convolution as columns, [groups, inputs, positions].
 
-        A depthwise convolution with one-hot kernels copies each position of the kernel to a channel of its own, with the
-        layer's own strides, pads and dilations.
+        A depthwise convolution with one-hot kernels copies each position of the kernel to a channel of its own, with
+        the layer's own strides, pads and dilations.
         """
         kernel = tuple(layer.weight.shape[2:])
         area, channels = int(np.prod(kernel)), layer.weight.shape[1] * layer.groups

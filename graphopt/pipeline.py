@@ -115,9 +115,7 @@ def with_required_of(item: Pass, planned: Sequence[tuple[Pass, bool]]) -> list[t
     return [(step, True) for step, _ in with_required((item,)) if step.name not in known]
 
 
-def _run_pass(
-    item: Pass, inserted: bool, model: Model, context: Context, contract: Contract
-) -> tuple[Step, Model]:
+def _run_pass(item: Pass, inserted: bool, model: Model, context: Context, contract: Contract) -> tuple[Step, Model]:
     start = time.perf_counter()
     before = contract.figures(model)
     report, verdict, candidate = None, None, model.copy()

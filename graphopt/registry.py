@@ -69,11 +69,12 @@ def pass_class(name: str) -> type[Pass]:
 
 def _fault(found: type[Pass], name: str) -> str:
     """Return what is missing from the declaration of a pass, or an empty text."""
-    if inspect.isabstract(found):
-        return "has no method run(model, context)"
-    missing = [item for item in ("name", "lossless") if not hasattr(found, item)]
+    abstract = inspect.getattr_static(found, "__abstractmethods__", frozenset())
+    missing = [item for item in ("name", "lossless") if not hasattr(found, item) or item in abstract]
     if missing:
         return f"does not declare {' and '.join(missing)}"
+    if inspect.isabstract(found):
+        return "has no method run(model, context)"
     if found.name != name:
         return f"calls itself '{found.name}'"
     bare = [item.name for item in fields(found) if item.default is MISSING and item.default_factory is MISSING]

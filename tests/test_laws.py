@@ -93,7 +93,7 @@ def test_declaration_is_complete(name: str) -> None:
     cls = registry.pass_class(name)
     assert cls.__doc__
     assert cls.__doc__.splitlines()[0].endswith(".")
-    assert isinstance(cls.lossless, bool)
+    assert isinstance(cls().lossless, bool)
     assert all(required in registry.available() for required in cls.requires)
     documented = cls.__doc__.partition("Attributes:")[2]
     for option in fields(cls):

@@ -65,8 +65,8 @@ def test_convolution(weight: tuple[int, ...], attrs: dict[str, Any]) -> None:
     model = conv_model((1, 4, 9, 7), weight, **attrs)
     feeds = [{"x": RNG.normal(size=(2, 4, 9, 7)).astype(np.float32)}, {"x": np.ones((2, 4, 9, 7), np.float32)}]
     ((layer, moment),) = layer_moments(model, linear_layers(model), open_samples(feeds, model.interface))
-    full = {"group": 1, "strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]} | attrs
-    columns = np.concatenate([im2col(f["x"], weight[2:], **full) for f in feeds], axis=2).astype(np.float64)
+    full: dict[str, Any] = {"group": 1, "strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]} | attrs
+    columns = np.concatenate([im2col(f["x"], (weight[2], weight[3]), **full) for f in feeds], axis=2).astype(np.float64)
     np.testing.assert_allclose(moment, columns @ columns.transpose(0, 2, 1) / columns.shape[2], rtol=1e-5, atol=1e-5)
     direct = np.stack([layer.matrix()[g] @ columns[g] for g in range(layer.groups)])
     with open_session(model) as session:

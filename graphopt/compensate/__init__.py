@@ -1,7 +1,7 @@
 """Second-order error compensation: put a layer's weights on a grid so that its *outputs* change least.
 
-A layer is ``y = x W^T`` with weights ``W`` of shape [rows, inputs] (a convolution in im2col form, one group at a time) and
-``H = X^T X / n`` of shape [inputs, inputs], the second moment of its inputs. Replacing ``W`` by ``Q`` costs
+A layer is ``y = x W^T`` with weights ``W`` of shape [rows, inputs] (a convolution in im2col form, one group at a time)
+and ``H = X^T X / n`` of shape [inputs, inputs], the second moment of its inputs. Replacing ``W`` by ``Q`` costs
 ``tr((W - Q) H (W - Q)^T)``, the mean squared error of its outputs, summed over rows. Everything here minimizes that.
 """
 

@@ -33,7 +33,9 @@ def coordinate_descent(
         before = result.copy()
         for first in range(0, result.shape[1], _BLOCK):
             columns = slice(first, min(first + _BLOCK, result.shape[1]))
-            step = _sweep(result[:, columns], gradient[:, columns], moment[columns, columns], live[columns], grid, first)
+            step = _sweep(
+                result[:, columns], gradient[:, columns], moment[columns, columns], live[columns], grid, first
+            )
             if step.any():
                 result[:, columns] += step
                 gradient += step @ moment[columns]

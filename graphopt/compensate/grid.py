@@ -42,13 +42,13 @@ class UniformGrid:
         """Return the integers of the nearest grid values, [rows]."""
         part = column // self.block
         offset = 0 if self.zero is None else self.zero[:, part]
-        return np.clip(np.rint(values / self.scale[:, part]) + offset, self.low, self.high)
+        return np.asarray(np.clip(np.rint(values / self.scale[:, part]) + offset, self.low, self.high))
 
     def project(self, values: np.ndarray, column: int) -> np.ndarray:
         """Return the nearest grid values, [rows]."""
         part = column // self.block
         offset = 0 if self.zero is None else self.zero[:, part]
-        return (self.codes(values, column) - offset) * self.scale[:, part]
+        return np.asarray((self.codes(values, column) - offset) * self.scale[:, part])
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,17 @@ class PaletteGrid:
 
     def codes(self, values: np.ndarray, column: int) -> np.ndarray:
         """Return the index of the nearest level, [rows]."""
-        borders = (self.levels[1:] + self.levels[:-1]) / 2
-        return np.searchsorted(borders, values / self.scale[:, column // self.block])
+        return nearest(self.levels, values / self.scale[:, column // self.block])
 
     def project(self, values: np.ndarray, column: int) -> np.ndarray:
         """Return the nearest grid values, [rows]."""
-        return self.levels[self.codes(values, column)] * self.scale[:, column // self.block]
+        projected: np.ndarray = self.levels[self.codes(values, column)] * self.scale[:, column // self.block]
+        return projected
+
+
+def nearest(levels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the index of the nearest of ascending levels for each value, in the shape of `values`."""
+    return np.asarray(np.searchsorted((levels[1:] + levels[:-1]) / 2, values))
 
 
 def project_all(grid: Grid, weight: np.ndarray) -> np.ndarray:

@@ -17,4 +17,4 @@ def output_loss(weight: np.ndarray, approximation: np.ndarray, moment: np.ndarra
         Error per row, [rows], in squared units of the output.
     """
     difference = np.asarray(weight, np.float64) - approximation
-    return np.einsum("rk,rk->r", difference @ moment, difference)
+    return np.asarray(np.einsum("rk,rk->r", difference @ moment, difference))

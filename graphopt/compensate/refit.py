@@ -18,8 +18,9 @@ def refit_scales(weight: np.ndarray, unscaled: np.ndarray, moment: np.ndarray, s
     energy = np.einsum("rk,rk->r", projected, unscaled)
     match = np.einsum("rk,rk->r", projected, np.asarray(weight, np.float64))
     usable = (energy > 0) & (match > 0)
-    fitted = np.divide(match, energy, out=scale[:, 0].astype(np.float64), where=usable)
-    return fitted[:, None]
+    fitted = scale[:, 0].astype(np.float64)
+    np.divide(match, energy, out=fitted, where=usable)
+    return np.asarray(fitted[:, None])
 
 
 def refit_levels(

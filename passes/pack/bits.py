@@ -1,8 +1,8 @@
 """Codes of one to eight bits, packed into bytes in planes.
 
-A code of b bits is split into planes of 4, 2 and 1 bits whose widths add up to b (8 bits are one plane). A plane of width
-w is stored 8/w codes a byte, *planar*: byte j holds the codes j, j+n, j+2n ... where n is the number of bytes. So a
-decoder needs only shifts by constants and a Concat, which every runtime folds.
+A code of b bits is split into planes of 4, 2 and 1 bits whose widths add up to b (8 bits are one plane). A plane of
+width w is stored 8/w codes a byte, *planar*: byte j holds the codes j, j+n, j+2n ... where n is the number of bytes. So
+a decoder needs only shifts by constants and a Concat, which every runtime folds.
 """
 
 from __future__ import annotations

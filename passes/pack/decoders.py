@@ -1,8 +1,8 @@
 """Decoders: small chains of standard operators that ONNX Runtime folds once, at load.
 
 Every decoder hangs from initializers only and uses operators whose CPU kernels level-1 constant folding evaluates
-(BitShift, Concat, Slice, Cast, Mul, Add, Gather, Reshape), so the running graph is the plain one. All operators exist from
-opset 11 on. The nodes are named after the weight they decode, under ``NAME/decode``.
+(BitShift, Concat, Slice, Cast, Mul, Add, Gather, Reshape), so the running graph is the plain one. All operators exist
+from opset 11 on. The nodes are named after the weight they decode, under ``NAME/decode``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class DecoderBuilder:
         self._shared: dict[tuple[str, bytes], gs.Constant] = {}
         self.nodes: list[Node] = []
 
-    def palette(self, name: str, codes: np.ndarray, bits: int, levels: np.ndarray, scale: np.ndarray | None) -> Variable:
+    def palette(
+        self, name: str, codes: np.ndarray, bits: int, levels: np.ndarray, scale: np.ndarray | None
+    ) -> Variable:
         """Return the tensor ``levels[codes] * scale``.
 
         Args:

@@ -1,7 +1,7 @@
 """The forms in which a weight can be stored, each decoding to exactly the same bits.
 
-A form is found by looking at the values alone: few distinct values become a palette, integers become short codes, values
-that half precision holds exactly become half precision.
+A form is found by looking at the values alone: few distinct values become a palette, integers become short codes,
+values that half precision holds exactly become half precision.
 """
 
 from __future__ import annotations

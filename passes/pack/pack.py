@@ -15,6 +15,7 @@ from graphopt.ir.graph import constants, payload_bytes, tensor_names, walk_graph
 from graphopt.model import Model
 from graphopt.passes.pack.decoders import DecoderBuilder
 from graphopt.passes.pack.forms import Form, forms
+from graphopt.passes.pack.sizemode import shrink_weights
 
 _TYPES = frozenset(map(np.dtype, (np.float32, np.float16, np.float64, np.int8, np.uint8)))
 _OPSET = 11  # BitShift
@@ -30,31 +31,51 @@ class Pack(Pass):
     A weight stays plain when no form is smaller, when it is small, or when it is a graph output. Weights of model-local
     functions stay, since they are not initializers.
 
-    Source: Deep Compression (arXiv:1510.00149), without a runtime of its own.
+    With `bits` the pass is lossy: weights are first put on palettes of 2**bits levels and a scale a channel, so that
+    the
+    *outputs* of their layers change least on the samples (GPTQ, coordinate descent, least squares), front to back.
+
+    Source: Deep Compression (arXiv:1510.00149), without a runtime of its own; GPTQ (arXiv:2210.17323).
 
     Attributes:
+        bits: Bits of a weight in size mode, 2 to 8; none stores the weights as they are.
         min_bytes: Smaller weights stay plain, bytes.
     """
 
     name: ClassVar[str] = "pack"
-    lossless: ClassVar[bool] = True
 
+    bits: int | None = None
     min_bytes: int = 2048
 
     def __post_init__(self) -> None:
         """Check the options."""
         if self.min_bytes < 0:
             raise ValueError(f"min-bytes must be 0 or more, not {self.min_bytes}")
+        if self.bits is not None and not 2 <= self.bits <= 8:
+            raise ValueError(f"bits must be 2 to 8, not {self.bits}")
+
+    @property
+    def lossless(self) -> bool:
+        """Storing is, rounding is not."""
+        return self.bits is None
 
     def run(self, model: Model, context: Context) -> PassReport:
         """Replace weights by decoders."""
         graph = model.graph
         if model.opset < _OPSET:
-            return PassReport(0, (Skip("model", f"decoders need opset {_OPSET} (BitShift); the model has {model.opset}"),))
+            return PassReport(
+                0, (Skip("model", f"decoders need opset {_OPSET} (BitShift); the model has {model.opset}"),)
+            )
         shown = {id(tensor) for scope in walk_graphs(graph) for tensor in scope.outputs}
         builder = DecoderBuilder(graph, tensor_names(graph))
         kinds: Counter[str] = Counter()
         skipped: list[Skip] = []
+        if self.bits is not None:
+            for coded in shrink_weights(model, context, self.bits, self.min_bytes):
+                if id(coded.constant) not in shown:
+                    args = (coded.codes, coded.bits, coded.levels, coded.scale)
+                    _replace(coded.constant, builder.palette(coded.constant.name, *args))
+                    kinds[f"{coded.bits}-bit palette"] += 1
         for constant in context.progress.track(constants(graph), "pack"):
             reason = self._unfit(constant, shown)
             form = None if reason else smallest_form(constant)
