@@ -4,8 +4,8 @@
 
     python -m examples.digits.train
 
-Needs scikit-learn, whose 1797 digits of 8 x 8 pixels are the data; takes some seconds. Same machine and same versions:
-same files.
+Needs scikit-learn, whose 1797 digits of 8 x 8 pixels are the data; takes some seconds. Same machine, same versions and
+same number of threads: same files.
 """
 
 from __future__ import annotations
