@@ -15,7 +15,7 @@ from graphopt.ir.graph import Graph, constants, frozen, payload, payload_bytes, 
 from graphopt.ir.importer import Importer, residue_of, stored_payloads
 from graphopt.ir.infos import make_variable, output_info, value_info
 from graphopt.ir.payload import StoredTensor, is_external
-from graphopt.writer import SavedModel, save_model
+from graphopt.writer import SavedModel, save_model, write_scratch
 
 _MODEL_FIELDS = frozenset(
     {"ir_version", "opset_import", "producer_name", "producer_version", "graph", "functions"}
@@ -163,6 +163,10 @@ class Model:
             external_data = self.uses_external_data
         external_data = external_data or self.weight_bytes > PROTOBUF_LIMIT - 2**26
         return save_model(lambda write: export_graph(self.graph, self.residue, write), Path(path), external_data)
+
+    def write_scratch(self, path: Path) -> None:
+        """Write the model, weights beside it, for this process to read and remove; see `writer.write_scratch`."""
+        write_scratch(lambda write: export_graph(self.graph, self.residue, write), path)
 
     @property
     def interface(self) -> Interface:

@@ -67,6 +67,24 @@ def save_model(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, e
     return saved
 
 
+def write_scratch(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path) -> None:
+    """Write a model with external data that only this process reads: neither atomic nor brought to the disk.
+
+    Args:
+        export: Makes the proto, given where weights go.
+        path: Model file in a folder of its own; the data lie in `NAME.data` beside it.
+
+    Raises:
+        ModelError: The disk is full, or the like.
+    """
+    data_path = path.with_name(f"{path.name}.data")
+    try:
+        with data_path.open("wb") as data_file, path.open("wb") as model_file:
+            _write_proto(export(DataStream(data_file, data_path.name).write), model_file)
+    except OSError as error:
+        raise ModelError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
 def _behind_link(path: Path, external_data: bool) -> Path:
     """Return the file that a link leads to. With data of its own the link is replaced: both must lie in one folder."""
     if not path.is_symlink():

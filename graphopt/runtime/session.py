@@ -192,7 +192,8 @@ def _open(model: Model | onnx.ModelProto | Path, provider: str, options: Any) ->
         model = Model.from_proto(model)
     folder = tempfile.TemporaryDirectory(prefix="graphopt-")
     try:
-        path = model.save(Path(folder.name) / "model.onnx", external_data=True).path
+        path = Path(folder.name) / "model.onnx"
+        model.write_scratch(path)
         return _create(str(path), provider, options, folder)
     except ModelError:
         folder.cleanup()
