@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers of this suite."""
+    config.addinivalue_line("markers", "backend: goes through the models of the onnx package")
     config.addinivalue_line("markers", "slow: takes more than a few seconds; runs with --slow only")
 
 

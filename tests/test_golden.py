@@ -9,8 +9,8 @@ A case is a file `cases/<pass>/<behaviour>.txt`::
     # skipped node: reason
     <the model after the passes, as onnx.printer writes it>
 
-Without a `# output` part, the passes must not change the model. `pytest --update-golden` rewrites the output parts; read
-the difference before you commit it.
+Without a `# output` part, the passes must not change the model. `pytest --update-golden` rewrites the output parts;
+read the difference before you commit it.
 """
 
 from __future__ import annotations
