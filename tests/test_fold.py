@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -62,8 +61,8 @@ def test_integer_constants_become_initializers(constant: str) -> None:
 
 
 def test_sparse_and_text_constants_become_initializers() -> None:
-    values = numpy_helper.from_array(np.float32([5, 6]), "v")
-    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.int64([1, 3]), "i"), [4])
+    values = numpy_helper.from_array(np.array([5, 6], np.float32), "v")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([1, 3], np.int64), "i"), [4])
     nodes = [
         helper.make_node("Constant", [], ["c"], sparse_value=sparse),
         helper.make_node("Mul", ["x", "c"], ["y"]),
@@ -90,7 +89,8 @@ def test_up_to_ir_version_3_no_initializer_appears() -> None:
 
 def test_subgraphs_of_constants_are_computed() -> None:
     done = fold(
-        """g (float[N, 4] x) => (float[N, 4] y) <float[2, 2] a = {1, 2, 3, 4}, int64[1] shape = {4}, float[4] b = {1, 1, 1, 2}> {
+        """g (float[N, 4] x) => (float[N, 4] y)
+            <float[2, 2] a = {1, 2, 3, 4}, int64[1] shape = {4}, float[4] b = {1, 1, 1, 2}> {
             t = Transpose(a)
             r = Reshape(t, shape)
             s = Add(r, b)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,12 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.exporter import copy_tensor_header, export_graph
-from graphopt.ir.graph import payload_bytes
+from graphopt.ir.graph import payload, payload_bytes
 from graphopt.ir.payload import StoredTensor, stored_bytes
 from graphopt.model import Model
 from graphopt.shapes import TensorType
 
-_TENSOR_OVERHEAD = 14  # bytes; tags, lengths, dimensions and type of a TensorProto
-_NODE_OVERHEAD = 8
-_ATTRIBUTE_OVERHEAD = 12
+_ATTRIBUTE_AT_LEAST = 8  # bytes of tags, lengths, type and value
 
 
 def file_bytes(model: Model) -> int:
@@ -48,36 +45,55 @@ def _array_bytes(values: np.ndarray) -> int:
 
 
 def constant_cost(constant: gs.Constant) -> int:
-    """Return about how many bytes an initializer takes."""
-    return payload_bytes(constant) + len(constant.name) + _TENSOR_OVERHEAD
+    """Return how many bytes an initializer takes."""
+    held = payload(constant)
+    if isinstance(held, StoredTensor) and not held.is_external:
+        stored = held.tensor  # numbers in typed fields may take less than their type
+        named = _field(len(constant.name)) - (_field(len(stored.name)) if stored.name else 0)
+        return _field(int(stored.ByteSize()) + named)
+    return tensor_cost(constant.name, tuple(held.shape), payload_bytes(constant))
 
 
 def array_cost(name: str, values: np.ndarray) -> int:
-    """Return about how many bytes an initializer with these values takes."""
-    return _array_bytes(values) + len(name) + _TENSOR_OVERHEAD
+    """Return how many bytes come with an initializer of these values."""
+    return tensor_cost(name, values.shape, _array_bytes(values))
 
 
 def predicted_cost(name: str, known: TensorType) -> int | None:
-    """Return about how many bytes an initializer of a known type and shape takes; None where they are not known."""
+    """Return how many bytes come with an initializer of this type and shape; None where they are not known."""
     if known.dtype is None or known.shape is None or known.dtype == object:
         return None
-    sizes = [size for size in known.shape if isinstance(size, int)]
+    sizes = tuple(size for size in known.shape if isinstance(size, int))
     if len(sizes) != len(known.shape):
         return None
-    element_type = onnx.helper.np_dtype_to_tensor_dtype(known.dtype)
-    return stored_bytes(element_type, tuple(sizes)) + len(name) + _TENSOR_OVERHEAD if math.prod(sizes) >= 0 else None
+    return tensor_cost(name, sizes, stored_bytes(onnx.helper.np_dtype_to_tensor_dtype(known.dtype), sizes))
+
+
+def tensor_cost(name: str, shape: tuple[int, ...], nbytes: int) -> int:
+    """Return the size of a TensorProto inside a graph, with its bytes as raw data."""
+    own = _field(len(name)) + _field(nbytes) + 2 + sum(1 + _varint(size) for size in shape)
+    return _field(own)
 
 
 def node_cost(node: gs.Node) -> int:
-    """Return about how many bytes a node takes, with the weights in its attributes."""
-    names = sum(len(tensor.name) + 2 for tensor in (*node.inputs, *node.outputs))
+    """Return how many bytes go with a node, at least; the weights in its attributes count."""
+    names = (node.op, *([node.name] if node.name else []), *(tensor.name for tensor in (*node.inputs, *node.outputs)))
     attributes = sum(len(name) + _attribute_cost(value) for name, value in node.attrs.items())
-    return _NODE_OVERHEAD + len(node.op) + len(node.name) + names + attributes
+    return _field(sum(_field(len(name)) for name in names) + attributes)
 
 
 def _attribute_cost(value: Any) -> int:
     if isinstance(value, gs.Constant):
-        return _ATTRIBUTE_OVERHEAD + constant_cost(value)
+        return _ATTRIBUTE_AT_LEAST + constant_cost(value)
     if isinstance(value, (list, str, bytes)):
-        return _ATTRIBUTE_OVERHEAD + len(value)
-    return _ATTRIBUTE_OVERHEAD
+        return _ATTRIBUTE_AT_LEAST + len(value)
+    return _ATTRIBUTE_AT_LEAST
+
+
+def _field(length: int) -> int:
+    """Return the size of a protobuf field of so many bytes with its tag."""
+    return 1 + _varint(length) + length
+
+
+def _varint(number: int) -> int:
+    return max(1, (number.bit_length() + 6) // 7)

@@ -29,6 +29,7 @@ from graphopt.shapes import STANDARD_DOMAINS, TensorType, TensorTypes, tensor_ty
 
 MAX_SMALL = 1 << 20  # bytes; what a rule may look at element by element
 _REUSED = 256  # bytes
+_LOOKED_BACK = 32  # nodes
 LISTED_INITIALIZERS = 3  # up to this IR version an initializer must be listed as a graph input
 
 
@@ -167,6 +168,21 @@ class Workbench:
         """Return what is known of an integer vector or scalar."""
         return self.values[tensor]
 
+    def freed(self, node: gs.Node) -> int:
+        """Return about how many bytes go with the node: what only it needs goes too."""
+        total, stack, seen = 0, [node], {id(node)}
+        while stack and len(seen) <= _LOOKED_BACK:
+            current = stack.pop()
+            total += node_cost(current)
+            for tensor in current.inputs:
+                if self.uses(tensor) != 1:
+                    continue
+                if isinstance(tensor, gs.Constant):
+                    total += constant_cost(tensor)
+                stack.extend(made for made in tensor.inputs if id(made) not in seen and len(made.outputs) == 1)
+                seen.update(id(made) for made in tensor.inputs)
+        return total
+
     # Edits -------------------------------------------------------------------------------------------------------
 
     def touch(self, nodes: Iterable[gs.Node]) -> None:
@@ -295,7 +311,7 @@ class Workbench:
             return self._made[key]
         self._count += 1
         constant = Constant(self.free_name(f"{kind}{self._count}"), values)
-        self.budget -= constant_cost(constant)
+        self.budget -= array_cost(constant.name, values)
         if (self.model.graph.ir_version or 0) <= LISTED_INITIALIZERS and not self.in_function(beside):
             variable = Variable(constant.name, np.dtype(values.dtype), list(values.shape))
             return self.constant_node(constant, variable, beside)

@@ -6,7 +6,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir.graph import Constant, payload
 from graphopt.passes.fold.rules.rule import Outcome, Rule
-from graphopt.passes.fold.sizes import constant_cost
+from graphopt.passes.fold.sizes import constant_cost, node_cost
 from graphopt.passes.fold.workbench import LISTED_INITIALIZERS, Workbench
 
 
@@ -31,6 +31,9 @@ class LiftConstant(Rule):
         if stated is None:
             return "it states its value in a way that graphopt does not know"
         constant = Constant(output.name, payload(stated))
+        growth = constant_cost(constant) - node_cost(node)
+        if growth > max(bench.budget, 0):
+            return f"as an initializer it would take {growth} bytes more"
         bench.remove(node)
         bench.budget -= constant_cost(constant)
         bench.redirect(output, constant)

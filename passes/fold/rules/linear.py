@@ -117,37 +117,41 @@ def absorb(place: Linear, scale: np.ndarray | None, shift: np.ndarray | None, be
             return "its weight is used elsewhere too"
         weight = place.scaled_weight(constant.values, scale)
         bias = bias * scale
-    new_bias = (bias if shift is None else bias + shift).astype(dtype)
+    with np.errstate(over="ignore"):
+        new_bias = (bias if shift is None else bias + shift).astype(dtype)
     if not _finite(new_bias) or (weight is not None and not _finite(weight)):
         return "the merged weights would not be finite"
     if weight is not None:
         constant.values = weight
-    if shift is not None or _has_bias(node):
+    if shift is not None or has_bias(node):
         _set_bias(place, new_bias, bench)
     return ""
 
 
-def _has_bias(node: gs.Node) -> bool:
+def has_bias(node: gs.Node) -> bool:
+    """Return whether a linear operator has a bias now."""
     return node.op != "MatMul" and len(node.inputs) > 2 and not node.inputs[2].is_empty()
 
 
 def _bias(place: Linear, bench: Workbench) -> tuple[np.ndarray, str]:
     """Return the present bias, shape (channels,), with Gemm's beta multiplied in; or why it cannot be told."""
     none = np.zeros(place.channels)
-    if not _has_bias(place.node):
+    if not has_bias(place.node):
         return none, ""
     values = bench.array(place.node.inputs[2])
     if values is None:
         return none, "its bias is computed at run time"
+    if place.node.op != "Gemm":
+        return values.reshape(-1).astype(np.float64), ""
     bias = place.per_channel(values)
     if bias is None:
         return none, "its bias differs between rows"
-    return bias * (float(place.node.attrs.get("beta", 1.0)) if place.node.op == "Gemm" else 1.0), ""
+    return bias * float(place.node.attrs.get("beta", 1.0)), ""
 
 
 def _set_bias(place: Linear, bias: np.ndarray, bench: Workbench) -> None:
     node = place.node
-    old = node.inputs[2] if _has_bias(node) else None
+    old = node.inputs[2] if has_bias(node) else None
     if isinstance(old, Constant) and bench.uses(old) == 1 and tuple(old.shape) == bias.shape:
         old.values = bias
     else:
@@ -159,7 +163,8 @@ def _set_bias(place: Linear, bias: np.ndarray, bench: Workbench) -> None:
 def _multiply(weight: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """Multiply in float64 without holding the whole weight in it."""
     if weight.dtype.kind != "f":
-        product: np.ndarray = (weight.astype(np.float64) * factor).astype(weight.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            product: np.ndarray = (weight.astype(np.float64) * factor).astype(weight.dtype)
         return product
     out = np.empty(weight.shape, weight.dtype)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):

@@ -21,6 +21,8 @@ class SameShape(Rule):
     def apply(self, node: gs.Node, bench: Workbench) -> Outcome:
         """Let the node's users read its input."""
         before, after = bench.values.dims(node.inputs[0]), bench.values.dims(node.outputs[0])
+        if node.op == "Expand" and before is not None and _expands_nothing(node, before, bench):
+            after = before
         if before is None or after is None or len(before) != len(after):
             return False
         differing = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
@@ -30,6 +32,15 @@ class SameShape(Rule):
         if allowed and differing and any(isinstance(size, str) for size in set(before) & set(after)):
             return False  # a common symbol may be 0, and then the number of elements says nothing
         return done(bench.bypass(node, node.inputs[0]))
+
+
+def _expands_nothing(node: gs.Node, before: tuple[int | str, ...], bench: Workbench) -> bool:
+    """Return whether each size of the target is 1 or what the tensor has there anyway."""
+    target = bench.known(node.inputs[1])
+    if target is None or target.scalar or len(target.items) > len(before):
+        return False
+    aligned = before[len(before) - len(target.items) :]
+    return all(wanted in (1, size) for wanted, size in zip(target.items, aligned, strict=True))
 
 
 def _steps_by_one(node: gs.Node, bench: Workbench) -> bool:
