@@ -13,11 +13,12 @@ import onnx_graphsurgeon as gs
 
 from graphopt.base import Pass, PassReport
 from graphopt.context import Context
-from graphopt.ir.graph import constants, payload, payload_bytes, walk_graphs
+from graphopt.ir.graph import Payload, constants, payload, payload_bytes, walk_graphs
 from graphopt.ir.payload import StoredSparseTensor, StoredTensor
 from graphopt.model import Model
 
 _CHUNK = 1 << 24  # bytes hashed at a time
+_SAMPLE = 1 << 12  # bytes compared first
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,21 @@ class Share(Pass):
 def equal_weights(root: gs.Graph) -> list[tuple[gs.Constant, list[gs.Constant]]]:
     """Return groups of equal weights: the one to keep, and those to replace by it.
 
-    Only weights that agree in type, shape and size are read.
+    Only weights that agree in type, shape and size are looked at, and only those that agree in their first bytes are
+    read.
 
     Args:
         root: Main graph or function, searched with its bodies.
     """
     outputs = {id(tensor) for graph in walk_graphs(root) for tensor in graph.outputs}
     groups = []
-    for alike in _grouped(constants(root), header):
-        for equal in _grouped(alike, digest):
-            named = [constant for constant in equal if id(constant) in outputs]
-            kept = named[0] if named else equal[0]
-            copies = [constant for constant in equal if constant is not kept and id(constant) not in outputs]
-            if copies:
-                groups.append((kept, copies))
+    alike = [group for same in _grouped(constants(root), header) for group in _grouped(same, sample)]
+    for equal in (group for weights in alike for group in _grouped(weights, digest)):
+        named = [constant for constant in equal if id(constant) in outputs]
+        kept = named[0] if named else equal[0]
+        copies = [constant for constant in equal if constant is not kept and id(constant) not in outputs]
+        if copies:
+            groups.append((kept, copies))
     return groups
 
 
@@ -70,23 +72,31 @@ def header(constant: gs.Constant) -> Hashable:
     return np.dtype(held.dtype).name, tuple(held.shape), payload_bytes(constant), sparse
 
 
+def sample(constant: gs.Constant) -> Hashable:
+    """Return the first bytes of a weight: where they differ, the rest need not be read."""
+    raw = _raw(payload(constant))
+    return None if raw is None else bytes(raw[:_SAMPLE])
+
+
 def digest(constant: gs.Constant) -> Hashable:
     """Return a digest of a weight's bytes, read in pieces."""
     held = payload(constant)
     if isinstance(held, StoredSparseTensor):
         return hashlib.blake2b(held.tensor.SerializeToString(deterministic=True)).digest()
-    if held.dtype == object:
+    raw = _raw(held)
+    if raw is None:
         values = held.load() if isinstance(held, StoredTensor) else held
         return tuple(item if isinstance(item, bytes) else str(item).encode() for item in values.flat)
-    raw = held.raw_bytes() if isinstance(held, StoredTensor) and held.is_external else _bytes_of(held)
     state = hashlib.blake2b(digest_size=32)
     for start in range(0, len(raw), _CHUNK):
         state.update(raw[start : start + _CHUNK])
     return state.digest()
 
 
-def _bytes_of(held: StoredTensor | np.ndarray) -> memoryview:
-    """Return the values' bytes in one layout, whether the file has them as raw data or as typed fields."""
+def _raw(held: Payload) -> memoryview | None:
+    """Return the values' bytes in one layout, however the file has them; None for text and sparse weights."""
+    if isinstance(held, StoredSparseTensor) or held.dtype == object:
+        return None
     values = np.ascontiguousarray(held.load() if isinstance(held, StoredTensor) else held)
     return values.reshape(-1).view(np.uint8).data
 
