@@ -1,6 +1,6 @@
 """Every model of ONNX's own backend tests passes through `fold,share` with equal outputs.
 
-The models come with the onnx package. Those of single operators (about 1500, made by code) run with ``--slow`` only.
+The models come with the onnx package. Those of single operators (almost 1900, made by code) run with ``--slow`` only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ PIPELINE = "fold,share"
 COUNTS: Counter[str] = Counter()
 # What a runtime says of an original model with an operator, type or input that it does not have.
 NOT_HERE = (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument, ort_errors.NotImplemented,
-            RuntimeError, NotImplementedError, TypeError, ValueError)  # fmt: skip
+            ort_errors.RuntimeException, RuntimeError, NotImplementedError, TypeError, ValueError)  # fmt: skip
+# Range of inputs with one axis is not valid ONNX; ONNX Runtime notices only where they are constants. The pipeline
+# rolls such a result back.
+INVALID = frozenset({"test_affine_grid_2d_expanded", "test_affine_grid_2d_align_corners_expanded"})
 
 
 def check_model(model: Model, original: onnx.ModelProto, cases: list[dict[str, Any]]) -> None:
@@ -51,10 +54,30 @@ def check_model(model: Model, original: onnx.ModelProto, cases: list[dict[str, A
         if run is None:
             COUNTS["run by nobody here"] += 1
             return
-        wanted, found = run(original, feeds), run(result.to_proto(), feeds)
-        scale = max((float(np.abs(v).max()) for v in wanted.values() if _is_finite_float(v)), default=1.0)
-        assert_same_outputs(found, wanted, rtol=1e-4, atol=1e-6 * max(1.0, scale))
+        wanted = run(original, feeds)
+        if not equal(run(original, feeds), wanted):
+            COUNTS["random"] += 1
+            return
+        compare(run(result.to_proto(), feeds), wanted)
     COUNTS["compared"] += 1
+
+
+def compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Fail unless outputs are equal up to reassociation, in half precision if one of them has it."""
+    floats = [value for value in wanted.values() if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
+    half = any(value.dtype == np.float16 for value in floats)
+    sizes = [float(np.abs(value).max()) for value in floats if value.size and np.isfinite(value).all()]
+    scale = max(1.0, *sizes) if sizes else 1.0
+    assert_same_outputs(found, wanted, rtol=1e-2 if half else 1e-4, atol=(1e-3 if half else 1e-6) * scale)
+
+
+def equal(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether two runs of one model agree to the bit."""
+    try:
+        assert_same_outputs(found, wanted, rtol=0, atol=0)
+    except AssertionError:
+        return False
+    return True
 
 
 def runner(original: onnx.ModelProto, feeds: dict[str, Any]) -> Callable[..., dict[str, Any]] | None:
@@ -75,12 +98,6 @@ def reference_outputs(proto: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str
         warnings.simplefilter("ignore")
         outputs = ReferenceEvaluator(proto).run(None, feeds)
     return dict(zip((info.name for info in proto.graph.output), outputs, strict=True))
-
-
-def _is_finite_float(value: object) -> bool:
-    return (
-        isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size > 0 and bool(np.isfinite(value).all())
-    )
 
 
 def optimized(model: Model) -> tuple[Model, bool]:
@@ -142,7 +159,7 @@ def test_counts(capsys: pytest.CaptureFixture[str]) -> None:
 @functools.cache
 def node_cases() -> dict[str, Any]:
     """Return ONNX's tests of single operators by name."""
-    from onnx.backend.test.case import collect_testcases
+    from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the reference implementations divide by zero on purpose
@@ -155,13 +172,15 @@ def test_single_operators(capsys: pytest.CaptureFixture[str]) -> None:
     COUNTS.clear()
     failures = []
     for name, case in sorted(node_cases().items()):
+        if name in INVALID:
+            continue
         names = [info.name for info in case.model.graph.input]
         cases = [dict(zip(names, inputs, strict=False)) for inputs, _ in case.data_sets]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 check_model(Model.from_proto(case.model), case.model, cases)
-        except Exception as error:
+        except Exception as error:  # the next model is of interest too
             failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
     with capsys.disabled():
         lines = [f"  {count:5d} {what}" for what, count in sorted(COUNTS.items())]
