@@ -276,6 +276,17 @@ def test_tensors_without_one_finite_value() -> None:
         assert np.isnan(found.second_moment("c")).all()
 
 
+def test_old_models_leave_out_whole_samples() -> None:
+    feeds = images(*SHAPES)
+    feeds[1]["x"][0, 0, 0, 0] = np.nan
+    found = observer(net(8), feeds).observe(net(8), {"x": STATISTICS})
+    whole = [feeds[0]["x"], feeds[2]["x"]]
+    assert found.range("x") == (min(map(np.min, whole)), max(map(np.max, whole)))
+    assert found.nonfinite("x") == feeds[1]["x"].size
+    assert found.elements("x") == sum(item["x"].size for item in feeds)
+    assert np.isfinite(found.mean("x")).all()
+
+
 @pytest.mark.parametrize("opset", [9, 10, 13, 18])
 def test_empty_activations(opset: int) -> None:
     model = model_of(
@@ -400,11 +411,13 @@ def test_names_of_probes_do_not_clash() -> None:
 
 def test_a_failing_model_is_told() -> None:
     model = model_of(
-        '<ir_version: 8, opset_import: ["" : 17]> g (float[n] x, int64[m] s) => (float[a, b] y) { y = Reshape(x, s) }'
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n] x, int64[m] s) => (float[a, b] y) '
+        "{ z = Abs(x)\ny = Reshape(z, s) }"
     )
     feeds = [{"x": np.zeros(4, F32), "s": np.array([3, 3])}]
     with pytest.raises(ModelError, match="Reshape"):
         observer(model, feeds).observe(model, {"y": []})
+    assert observer(model, feeds).observe(model, {"z": []}).range("z") == (0, 0)  # what is not asked for is not run
 
 
 sizes = st.tuples(st.integers(0, 2), st.just(3), st.integers(1, 4), st.just(5))
@@ -468,6 +481,13 @@ def test_histograms_do_not_depend_on_the_order(batches: list[list[float]], bins:
     for other in (counted(batches), counted(batches[::-1]), counted(batches[:1]).merge(counted(batches[1:]))):
         assert (other.exponent, other.first) == (whole.exponent, whole.first)
         np.testing.assert_array_equal(other.counts, whole.counts)
+
+
+def test_the_narrowest_bins_that_do() -> None:
+    counts = Counts(2)
+    counts.add(np.array([0, 1, 2], F32), 1)
+    assert counts.edges().tolist() == [0, 2, 4]
+    assert counts.counts.tolist() == [2, 1]
 
 
 def test_bins_are_checked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def test_npz_slices_are_samples(tmp_path: Path, save: Any) -> None:
         found = [feeds["x"] for feeds in samples]
         assert [item.shape for item in found] == [(1, 3, 4, 4)] * 6
         np.testing.assert_array_equal(np.concatenate(found), images)
+    found = [feeds["x"] for feeds in samples.take(2)]
+    np.testing.assert_array_equal(np.concatenate(found), images[[0, 3]])
 
 
 def test_npz_in_fortran_order(tmp_path: Path) -> None:
@@ -361,6 +364,8 @@ def test_misfits_of_stacked_arrays(tmp_path: Path) -> None:
 
 def test_symbols_that_name_no_size_may_differ() -> None:
     assert shapes(open_samples(x_of(numbers(1, 3, 8, 9)), VAGUE)) == [{"x": (1, 3, 8, 9)}]
+    unknown = interface(("x", TensorProto.FLOAT, ["unk", 3, "unk", "Dim"]), ("y", TensorProto.FLOAT, ["Dim"]))
+    assert len(open_samples([{"x": numbers(1, 3, 8, 9), "y": numbers(4)}], unknown)) == 1
     negative = interface(("x", TensorProto.FLOAT, [-1, 3, -1, -1]))
     assert shapes(open_samples(x_of(numbers(1, 3, 8, 9)), negative)) == [{"x": (1, 3, 8, 9)}]
     assert "takes [?, 3, ?, ?]" in message(x_of(numbers(1, 2, 8, 9)), negative)
@@ -400,6 +405,9 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.npz"
         path.write_bytes(data)
         assert message(path).startswith(f"'{path}' cannot be read: ")
+    with zipfile.ZipFile(tmp_path / "s.npz") as archive, zipfile.ZipFile(tmp_path / "short.npz", "w") as short:
+        short.writestr("x.npy", archive.read("x.npy")[:-4])
+    assert "short.npz' cannot be read: array 'x.npy' is truncated" in message(tmp_path / "short.npz")
     (tmp_path / "s.npy").write_bytes(b"\x93NUMPY")
     assert "s.npy' cannot be read" in message(tmp_path / "s.npy")
     np.savez(tmp_path / "empty.npz", x=numbers(0, 3, 4, 4))
@@ -428,6 +436,7 @@ def test_random_samples_are_seeded() -> None:
     assert values(samples).shape == (4, 1, 3, 4, 4)
     np.testing.assert_array_equal(values(samples), values(random_samples(IMAGE, seed=3, count=4)))
     np.testing.assert_array_equal(values(samples.take(2)), values(samples)[[0, 2]])
+    assert samples.take(2).is_random
     assert len(np.unique(values(samples))) == 4 * 48  # samples differ
     assert not np.array_equal(values(samples), values(random_samples(IMAGE, seed=4, count=4)))
     assert open_samples("random", IMAGE, seed=3).is_random
@@ -439,7 +448,7 @@ def test_random_sizes() -> None:
         ("image", TensorProto.FLOAT, ["n", 3, "height", None]),
         ("ids", TensorProto.INT32, ["batch_size", "seq"]),
         ("mask", TensorProto.BOOL, ["?", "seq"]),
-        ("state", TensorProto.FLOAT16, [2, "n", 5]),
+        ("state", TensorProto.FLOAT16, [2, "BatchSize", 5]),
         ("words", TensorProto.STRING, [3]),
         ("bytes", TensorProto.UINT8, [1, "?", "?", -1]),
     )

@@ -19,9 +19,10 @@ KindT = TypeVar("KindT", Extent, Counts, WeightedSum)
 class Observations:
     """Statistics by tensor name.
 
-    All are of finite values only; `nonfinite` tells how many others there were. Where a tensor had no value in any
-    sample, ranges are (nan, nan), means are NaN and histograms empty. A name or a statistic that was not asked for
-    raises KeyError.
+    All are of finite values only; `nonfinite` tells how many elements were left out. That is, a second moment leaves
+    out the row of a NaN or infinite element, and in operator sets below 9 all leave out its sample. Where a tensor had
+    no value in any sample, ranges are (nan, nan), means are NaN and histograms empty. A name or a statistic that was
+    not asked for raises KeyError.
 
     Attributes:
         samples: Number of samples.
@@ -49,7 +50,7 @@ class Observations:
         return self._sum(tensor, Range(), Extent).elements
 
     def nonfinite(self, tensor: str) -> int:
-        """Return how many elements in all samples were NaN or infinite; no statistic includes them."""
+        """Return how many elements in all samples were NaN or infinite, and therefore left out."""
         return self._sum(tensor, Range(), Extent).nonfinite
 
     def histogram(self, tensor: str) -> tuple[np.ndarray, np.ndarray]:

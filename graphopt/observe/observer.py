@@ -138,13 +138,11 @@ class _Run:
         self._progress = progress
 
     def observe(self, requests: Requests) -> None:
+        """Fill in; where the model is too old for masks, samples with NaN or infinite elements are left out whole."""
         sums, tainted = self._pass(requests, masked=False)
         if tainted and self._model.opset >= MASKING_OPSET:
             again, _ = self._pass({name: requests[name] for name in tainted}, masked=True)
             sums.update(again)
-        elif tainted:
-            for name in tainted:
-                sums.update({(name, statistic): new_sum(statistic) for statistic in requests[name]})
         self._known.sums.update(sums)
 
     def _pass(self, requests: Requests, *, masked: bool) -> tuple[Sums, set[str]]:

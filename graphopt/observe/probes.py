@@ -57,7 +57,7 @@ class Probe:
         """Add the results of a run to the sums of the tensor's statistics.
 
         Returns:
-            False if there were NaN or infinite elements which the probe does not mask; nothing was added then.
+            False if there were NaN or infinite elements which the probe does not mask; the sample is left out then.
 
         Raises:
             ValueError: The tensor had as many channels in this sample as in none before.
@@ -67,12 +67,13 @@ class Probe:
             return True
         values = {statistic: [results[name] for name in names] for statistic, names in self.outputs.items()}
         extent = _extent(values[Range()], math.prod(shape), masked=self.masked)
-        if extent is None:
-            return False
-        for statistic, held in sums.items():
+        for held in sums.values():
             if isinstance(held, Extent):
                 held.include(extent)
-            elif isinstance(statistic, Histogram) and isinstance(held, Counts):
+        if extent.nonfinite and not self.masked:
+            return False
+        for statistic, held in sums.items():
+            if isinstance(statistic, Histogram) and isinstance(held, Counts):
                 some = values[statistic][0]
                 held.add(some[np.isfinite(some)] if self.masked else some, extent.elements / some.size)
             elif isinstance(held, WeightedSum):
@@ -202,8 +203,10 @@ def _second_moment(wiring: Wiring, values: gs.Tensor, finite: gs.Tensor | None, 
     return gram, wiring.reduce("ReduceSum", whole)
 
 
-def _extent(values: list[np.ndarray], elements: int, *, masked: bool) -> Extent | None:
+def _extent(values: list[np.ndarray], elements: int, *, masked: bool) -> Extent:
     low, high, third = (float(value) for value in values)
     if masked:
         return Extent(low, high, elements, elements - int(third))
-    return Extent(low, high, elements) if all(map(math.isfinite, (low, high, third))) else None
+    if all(map(math.isfinite, (low, high, third))):
+        return Extent(low, high, elements)
+    return Extent(elements=elements, nonfinite=elements)

@@ -67,10 +67,9 @@ class Counts:
         if not values.size:
             return
         low, high = float(values.min()), float(values.max())
-        exponent = max(
-            _FINEST, _bits(max(abs(low), abs(high))) - _PRECISION, _bits(high - low) - self.bins.bit_length()
-        )
-        self._widen(exponent, lambda finer: (_index(low, finer), _index(high, finer)))
+        precise = _bits(max(abs(low), abs(high))) - _PRECISION
+        narrow = _bits(high - low) - self.bins.bit_length()
+        self._widen(max(_FINEST, precise, narrow), lambda exponent: (_index(low, exponent), _index(high, exponent)))
         indices = np.floor(values * np.float32(2.0**-self.exponent)).astype(np.int32) - self.first
         self.counts += np.bincount(indices, minlength=self.counts.size) * weight
 
