@@ -50,8 +50,6 @@ def load(path: str | Path) -> Model:
             sort_nodes(root)
     except ModelError as error:
         raise ModelError(f"'{path}': {error}") from error
-    except RecursionError:
-        raise ModelError(f"'{path}' nests its graphs too deeply") from None
     return model
 
 

@@ -458,6 +458,13 @@ def test_duplicate_definitions_are_refused(text: str, match: str) -> None:
         Model.from_proto(parse(text))
 
 
+def test_duplicate_function_is_refused() -> None:
+    proto = function_details()
+    proto.functions.append(proto.functions[0])
+    with pytest.raises(ModelError, match=r"function 'f.pick' \(overload ''\) is defined more than once"):
+        Model.from_proto(proto)
+
+
 def test_duplicate_attribute_is_refused() -> None:
     proto = parse("agraph (float[2] x) => (float[2] y) { [here] y = Softmax <axis = 0> (x) }")
     proto.graph.node[0].attribute.append(helper.make_attribute("axis", 0))
@@ -562,6 +569,36 @@ class TestAttributes:
         model, node = self.node("agraph (float[2] x) => (float[2] y) { y = LeakyRelu <alpha = 0.0> (x) }")
         node.attrs["alpha"] = -0.0
         assert np.signbit(model.to_proto().graph.node[0].attribute[0].f)
+
+    def test_a_list_of_numbers_keeps_its_type(self) -> None:
+        model, node = self.node("agraph (float[2] x) => (float[2] y) { y = Op <scales = [1.5, 2.5]> (x) }")
+        node.attrs["scales"] = [1, 2]
+        (attribute,) = model.to_proto().graph.node[0].attribute
+        assert (attribute.type, list(attribute.floats)) == (onnx.AttributeProto.FLOATS, [1.0, 2.0])
+
+    def test_a_new_reference_in_a_function(self) -> None:
+        model = Model.from_proto(decorated())
+        node = model.graph.functions[0].nodes[0]
+        node.attrs["value_float"] = gs.Node.AttributeRef("beta", float)
+        (attribute,) = model.to_proto().functions[0].node[0].attribute
+        assert (attribute.name, attribute.ref_attr_name, attribute.type) == ("value_float", "beta", 1)
+        node.attrs["value_float"] = gs.Node.AttributeRef("gamma", list)
+        with pytest.raises(ModelError, match="attribute 'value_float' refers to 'gamma' with an unknown type"):
+            model.to_proto()
+
+    def test_an_opaque_attribute_under_another_name(self) -> None:
+        model = Model.from_proto(opaque_attributes())
+        attributes = model.graph.nodes[0].attrs
+        attributes["moved"] = attributes.pop("tp")
+        found = {item.name: item for item in model.to_proto().graph.node[0].attribute}
+        assert found["moved"].tp.HasField("sequence_type")
+        assert "tp" not in found
+
+    def test_a_sparse_constant_is_no_dense_attribute(self) -> None:
+        model = Model.from_proto(sparse("linear"))
+        model.graph.nodes[0].attrs["value"] = model.graph.nodes[0].inputs[1]
+        with pytest.raises(ModelError, match="attribute 'value' holds a sparse tensor"):
+            model.to_proto()
 
     def test_a_removed_attribute_is_gone(self) -> None:
         model, node = self.node("agraph (float[2] x) => (float[2] y) { y = LeakyRelu <alpha = 0.5> (x) }")
@@ -701,6 +738,17 @@ class TestHomes:
         onnx.checker.check_model(proto)
         found = outputs_of(proto, {"x": np.zeros(2, np.float32), "c": np.array(False)})["y"]
         np.testing.assert_array_equal(found, [10, 10])
+
+    def test_sparse_ones_in_functions(self) -> None:
+        model = Model.from_proto(function_details())
+        weight = Model.from_proto(sparse("linear")).graph.nodes[0].inputs[1]
+        model.graph.functions[0].nodes[1].attrs["then_branch"].nodes[0].inputs[1] = weight
+        first = model.to_proto().functions[0].node[0]
+        assert (first.op_type, first.attribute[0].name) == ("Constant", "value")
+        (function,) = model.graph.functions
+        function.nodes[1].inputs[0] = weight
+        first = model.to_proto().functions[0].node[0]
+        assert (first.op_type, first.attribute[0].name) == ("Constant", "sparse_value")
 
     def test_a_constant_of_graph_and_function(self) -> None:
         model = Model.from_proto(function_details())

@@ -272,6 +272,10 @@ def change(field: str, value: object) -> Callable[[onnx.TensorProto], None]:
         (change("dims", []), "tensor 'w' of shape .. needs 1 values but holds 2"),
         (change("raw_data", b"1234567"), "tensor 'w' of shape .2. needs 8 bytes but holds 7"),
         (change("raw_data", b""), "tensor 'w' of shape .2. needs 8 bytes but holds 0"),
+        (
+            lambda tensor: (change("raw_data", b"12345678")(tensor), change("data_type", 8)(tensor)),
+            "tensor 'w' holds strings as raw bytes",
+        ),
         (change("data_type", 0), "element type 0 is not known"),
         (change("data_type", 999), "element type 999 is not known"),
         (change("data_type", -1), "element type -1 is not known"),

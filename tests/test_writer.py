@@ -16,10 +16,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from google.protobuf.message import EncodeError
 from onnx import TensorProto, numpy_helper
 
 from graphopt import writer
 from graphopt.errors import ModelError
+from graphopt.ir.exporter import export_graph
 from graphopt.ir.graph import constants
 from graphopt.model import Model
 from graphopt.reader import load
@@ -294,6 +296,19 @@ for external in (False, True):
         with pytest.raises(ModelError, match=r"cannot write .*Permission"):
             model().save(tmp_path / "m.onnx")
 
+    def test_too_large_for_one_message(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Tensors in attributes stay in the model file, and nothing can be done if they fill it."""
+
+        class TooLarge:
+            def SerializeToString(self, **_: object) -> bytes:  # noqa: N802  # protobuf's name
+                raise EncodeError("too large")
+
+        monkeypatch.setattr("graphopt.model.export_graph", lambda *_: TooLarge())
+        for external in (False, True):
+            with pytest.raises(ModelError, match="does not fit into one protobuf message"):
+                model().save(tmp_path / "m.onnx", external_data=external)
+        assert names(tmp_path) == []
+
     def test_model_that_cannot_be_expressed(self, tmp_path: Path) -> None:
         made = model()
         made.graph.nodes[0].attrs["empty"] = []
@@ -371,6 +386,17 @@ print(saved.nbytes, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 100
     assert (tmp_path / "out.onnx").stat().st_size < 10_000
     assert len(constants(load(tmp_path / "out.onnx").graph)) == 5
+
+
+@pytest.mark.parametrize("value", [1, 5])
+def test_scratch_files(value: float, tmp_path: Path) -> None:
+    """Read by this process only, so without the care."""
+    made = model(value)
+    writer.write_scratch(lambda write: export_graph(made.graph, made.residue, write), tmp_path / "s.onnx")
+    assert names(tmp_path) == ["s.onnx", "s.onnx.data"]
+    assert value_of(tmp_path / "s.onnx") == value
+    with pytest.raises(ModelError, match="cannot write"):
+        writer.write_scratch(lambda write: export_graph(made.graph, made.residue, write), tmp_path / "no" / "s.onnx")
 
 
 def test_a_large_model_is_written_with_data_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

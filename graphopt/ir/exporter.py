@@ -198,7 +198,6 @@ class _Exporter:
             return
         if origin is not None and origin[1].doc_string:
             proto.doc_string = origin[1].doc_string
-        proto.name = name
         if isinstance(value, OpaqueAttribute):
             proto.CopyFrom(value.proto)
         elif isinstance(value, gs.Graph):
@@ -212,6 +211,7 @@ class _Exporter:
             proto.t.CopyFrom(self._write_attribute(value.name, held))
         else:
             proto.MergeFrom(plain_attribute(name, value, origin[1].type if origin is not None else None))
+        proto.name = name
 
     def _function(self, function: gs.Function) -> onnx.FunctionProto:
         proto = onnx.FunctionProto()
