@@ -21,6 +21,7 @@ from graphopt.passes.quant.search import Judged, Search
 from graphopt.passes.quant.units import Unit, find_units, name_of
 from graphopt.shapes import infer_shapes
 
+_SECONDS = 1.0  # to time a candidate against the float model
 _NO_DATA = "ranges are found at run time (dynamic int8); with --data, fixed ranges also make Conv and others int8"
 
 
@@ -75,7 +76,12 @@ class _Run:
             return self._nothing("there is nothing that has an int8 kernel here")
         evaluator = self._context.evaluator
         search = Search(
-            self._model, workshop.make, workshop.ranking, evaluator.drop, evaluator.latency, self._context.max_drop
+            self._model,
+            workshop.make,
+            workshop.ranking,
+            evaluator.drop,
+            lambda before, after: evaluator.latency(before, after, seconds=_SECONDS),
+            self._context.max_drop,
         )
         best, judged = search.best(plans)
         if best is None or best.candidate.changed == 0:
