@@ -20,6 +20,7 @@ GROUP = "graphopt.passes"
 BUILTIN = {
     "fold": "graphopt.passes.fold:Fold",
     "share": "graphopt.passes.share:Share",
+    "pack": "graphopt.passes.pack:Pack",
     "prune": "graphopt.passes.prune:Prune",
     "quant": "graphopt.passes.quant:Quant",
 }

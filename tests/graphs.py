@@ -232,6 +232,15 @@ def matmul(b: Builder) -> None:
     b.node("MatMul", [b.newest.name, b.floats(size, out)], (out,))
 
 
+def coarse(b: Builder) -> None:
+    """Multiply by weights that were rounded once: to half precision, or to sixteen levels."""
+    (size,) = b.newest.sizes
+    out = b.pick(16, 64)
+    values = b.rng.standard_normal((size, out)) / size**0.5
+    rounded = values.astype(np.float16) if b.chance() else np.clip(np.round(values * 8), -8, 7) / 8
+    b.node("MatMul", [b.newest.name, b.constant(rounded.astype(np.float32), reuse=False)], (out,))
+
+
 def gemm(b: Builder) -> None:
     (size,) = b.newest.sizes
     out, transposed = b.pick(8, 16), int(b.chance())
@@ -253,7 +262,7 @@ def reshape(b: Builder) -> None:
 
 COMMON = (relu, clip, add, mul, neutral, identity, concat, transpose, folded_weight, cast, branch)
 IMAGE = (conv, conv, batch_norm, batch_norm, pool, *COMMON)
-ROWS = (matmul, matmul, gemm, gemm, softmax, reshape, *COMMON)
+ROWS = (matmul, matmul, gemm, gemm, coarse, softmax, reshape, *COMMON)
 
 
 @st.composite

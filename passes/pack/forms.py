@@ -1,12 +1,11 @@
 """The forms in which a weight can be stored, each decoding to exactly the same bits.
 
-A form is found by looking at the values alone: few distinct values become a palette, integers become short codes,
-values that half precision holds exactly become half precision.
+A form is found by looking at the values alone: few distinct values become a palette, values that a narrower type holds
+exactly become that type, whole numbers times a scale become whole numbers and a scale, zeros become a bitmap.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,132 +13,206 @@ import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.passes.pack.bits import packed_bytes
-from graphopt.passes.pack.decoders import DecoderBuilder
+from graphopt.passes.pack.bits import bits_for, packed_bytes, padded_count
+from graphopt.passes.pack.decoders import Draft
+from graphopt.passes.pack.scales import find_scales
 
-_NODE_BYTES = 90  # rough size of a node of a decoder in the file, its names included
+_NODE_BYTES = 80  # rough size of a node of a decoder
+_SAMPLED = 1 << 14  # elements that are looked at before all are
+_NARROWER: dict[np.dtype, tuple[np.dtype, ...]] = {
+    np.dtype(np.float64): tuple(map(np.dtype, (np.int8, np.uint8, np.float16, np.float32))),
+    np.dtype(np.float32): tuple(map(np.dtype, (np.int8, np.uint8, np.float16, ml_dtypes.bfloat16))),
+    np.dtype(np.float16): tuple(map(np.dtype, (np.int8, np.uint8))),
+    np.dtype(np.int64): tuple(map(np.dtype, (np.int8, np.uint8, np.int16, np.int32))),
+    np.dtype(np.int32): tuple(map(np.dtype, (np.int8, np.uint8, np.int16))),
+}
+STORED = frozenset(
+    (*_NARROWER, *map(np.dtype, (np.int8, np.uint8, np.bool_, ml_dtypes.bfloat16)))
+)  # types of weights that there are decoders for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Form:
     """One way to store a weight.
 
     Attributes:
         kind: Name for the report.
-        nbytes: Estimate of the bytes in the file, decoder included.
+        nbytes: Bytes in the file, its nodes estimated.
+        opset: First operator set version that has what its decoder needs.
     """
 
     kind: str
     nbytes: int
+    opset: int
 
-    def build(self, name: str, values: np.ndarray, builder: DecoderBuilder) -> gs.Tensor:
-        """Add the decoder and return the decoded tensor."""
+    def build(self, draft: Draft) -> gs.Tensor:
+        """Add the decoder to a draft and return the decoded tensor."""
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class CastForm(Form):
-    """A narrower floating type that holds every value exactly: Cast."""
+@dataclass(frozen=True, eq=False)
+class EqualForm(Form):
+    """One value everywhere: Expand."""
 
+    value: np.ndarray
+    shape: tuple[int, ...]
+
+    def build(self, draft: Draft) -> gs.Tensor:
+        """Add the decoder to a draft and return the decoded tensor."""
+        shape = draft.common("shape", np.array(self.shape, np.int64))
+        return draft.node("Expand", [draft.stored("value", self.value), shape])
+
+
+@dataclass(frozen=True, eq=False)
+class CastForm(Form):
+    """A narrower type that holds every value exactly: Cast."""
+
+    narrow: np.ndarray
     dtype: np.dtype
 
-    def build(self, name: str, values: np.ndarray, builder: DecoderBuilder) -> gs.Tensor:
-        """Add the decoder and return the decoded tensor."""
-        return builder.cast(name, builder.stored(name, str(self.dtype), values.astype(self.dtype)), values.dtype)
+    def build(self, draft: Draft) -> gs.Tensor:
+        """Add the decoder to a draft and return the decoded tensor."""
+        return draft.cast(draft.stored(str(self.narrow.dtype), self.narrow), self.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PaletteForm(Form):
     """Codes into at most 256 levels: Gather."""
 
-    bits: int
-    levels: np.ndarray
+    values: np.ndarray
+    distinct: np.ndarray
 
-    def build(self, name: str, values: np.ndarray, builder: DecoderBuilder) -> gs.Tensor:
-        """Add the decoder and return the decoded tensor."""
-        return builder.palette(name, palette_codes(values, self.levels), self.bits, self.levels, None)
+    def build(self, draft: Draft) -> gs.Tensor:
+        """Add the decoder to a draft and return the decoded tensor."""
+        flat = draft.levels(palette_codes(self.values, self.distinct), self.distinct)
+        return draft.reshape(flat, self.values.shape if self.values.ndim != 1 else (-1,))
 
 
-@dataclass(frozen=True)
-class IntegerForm(Form):
-    """Codes of short integers: Sub, Cast."""
+@dataclass(frozen=True, eq=False)
+class ScaledForm(Form):
+    """Values of another form times a scale for each index of one axis: Mul."""
 
-    bits: int
-    low: int
+    inner: Form
+    scale: np.ndarray
 
-    def build(self, name: str, values: np.ndarray, builder: DecoderBuilder) -> gs.Tensor:
-        """Add the decoder and return the decoded tensor."""
-        codes = (values.astype(np.int32) - self.low).astype(np.uint8)
-        return builder.integers(name, codes, self.bits, -self.low, values.dtype, None)
+    def build(self, draft: Draft) -> gs.Tensor:
+        """Add the decoder to a draft and return the decoded tensor."""
+        return draft.node("Mul", [self.inner.build(draft), draft.stored("scale", self.scale)])
+
+
+@dataclass(frozen=True, eq=False)
+class SparseForm(Form):
+    """A bit for each value that is not zero, and these values in another form: CumSum, Gather."""
+
+    mask: np.ndarray
+    inner: Form
+
+    def build(self, draft: Draft) -> gs.Tensor:
+        """Add the decoder to a draft and return the decoded tensor."""
+        bits = draft.reshape(draft.codes(self.mask, 1), [-1])
+        place = draft.node("CumSum", [bits, draft.common("axis0", np.array(0, np.int64))])
+        index = draft.node("Mul", [place, bits])
+        return draft.reshape(draft.node("Gather", [self.inner.build(draft), index]), self.mask.shape)
 
 
 def forms(values: np.ndarray) -> Iterator[Form]:
     """Yield every form that decodes to exactly these values.
 
     Args:
-        values: A weight of a floating type or int8 or uint8, any shape.
+        values: A weight of one of the `STORED` types, any shape but empty.
     """
-    if values.dtype in (np.dtype(np.int8), np.dtype(np.uint8)):
-        yield from _integer_forms(values)
+    values = np.ascontiguousarray(values)
+    raw = _raw(values)
+    if raw.size > 1 and (raw == raw[0]).all():
+        yield EqualForm("one value", 2 * _NODE_BYTES, 8, values.reshape(-1)[:1].reshape(()), values.shape)
         return
-    if values.dtype == np.float32:
-        yield from _cast_forms(values)
-    yield from _palette_forms(values)
+    yield from _dense_forms(values)
+    yield from _scaled_forms(values)
+    yield from _sparse_forms(values, raw)
 
 
-def _integer_forms(values: np.ndarray) -> Iterator[Form]:
-    low, high = int(values.min()), int(values.max())
-    bits = max(1, math.ceil(math.log2(high - low + 1))) if high > low else 1
-    if bits < 8:
-        yield IntegerForm("int", packed_bytes(values.size, bits) + _decoder_bytes(bits), bits, low)
-    distinct = np.unique(values)
-    bits = _bits_for(len(distinct))
-    if bits < 8:
-        nbytes = packed_bytes(values.size, bits) + len(distinct) + _decoder_bytes(bits)
-        yield PaletteForm("palette", nbytes, bits, distinct)
+def _dense_forms(values: np.ndarray) -> Iterator[Form]:
+    yield from _cast_forms(values)
+    distinct = few_distinct(values)
+    if distinct is None:
+        return
+    bits = bits_for(len(distinct))
+    nbytes = packed_bytes(values.size, bits) + len(distinct) * values.dtype.itemsize
+    if nbytes < values.nbytes:
+        nodes = {1: 5, 2: 5, 4: 5, 8: 3}.get(bits, 8)
+        opset = 7 if padded_count(values.size, bits) == values.size else 10
+        yield PaletteForm(f"{bits}-bit palette", nbytes + nodes * _NODE_BYTES, opset, values, distinct)
 
 
 def _cast_forms(values: np.ndarray) -> Iterator[Form]:
-    for dtype in (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)):
-        with np.errstate(over="ignore"):
+    for dtype in _NARROWER.get(values.dtype, ()):
+        if _holds(dtype, values.reshape(-1)[:_SAMPLED]) and _holds(dtype, values):
             narrow = values.astype(dtype)
-        if _same_bits(narrow.astype(values.dtype), values):
-            yield CastForm(str(dtype), 2 * values.size + 2 * _NODE_BYTES, dtype)
+            opset = 13 if dtype == ml_dtypes.bfloat16 else 9
+            yield CastForm(str(dtype), narrow.nbytes + 2 * _NODE_BYTES, opset, narrow, values.dtype)
+            return
 
 
-def _palette_forms(values: np.ndarray) -> Iterator[Form]:
-    levels = few_distinct(values)
-    if levels is None:
+def _scaled_forms(values: np.ndarray) -> Iterator[Form]:
+    if values.dtype != np.float32 or values.ndim < 2:
         return
-    bits = _bits_for(len(levels))
-    nbytes = packed_bytes(values.size, bits) + levels.nbytes + _decoder_bytes(bits)
-    yield PaletteForm("palette", nbytes, bits, levels)
+    for axis in dict.fromkeys((0, values.ndim - 1)):
+        found = find_scales(values, axis)
+        if found is None:
+            continue
+        whole, scale = found
+        for inner in (*_dense_forms(whole), *_sparse_forms(whole, _raw(whole))):
+            nbytes = inner.nbytes + scale.nbytes + 2 * _NODE_BYTES
+            yield ScaledForm(f"{inner.kind} and scales", nbytes, inner.opset, inner, scale)
+
+
+def _sparse_forms(values: np.ndarray, raw: np.ndarray) -> Iterator[Form]:
+    """Yield the forms in which the values that are not zero come after a zero, which stands for all others."""
+    mask = raw != 0
+    kept = int(np.count_nonzero(mask))
+    if not 0 < kept < 7 * mask.size // 8:
+        return
+    listed = np.concatenate([np.zeros(1, values.dtype), values.reshape(-1)[mask]])
+    bitmap = packed_bytes(mask.size, 1) + 6 * _NODE_BYTES
+    for inner in (PlainForm("", listed.nbytes + _NODE_BYTES, 11, listed), *_dense_forms(listed)):
+        nbytes = bitmap + inner.nbytes
+        yield SparseForm(
+            f"sparse {inner.kind}".strip(), nbytes, max(11, inner.opset), mask.reshape(values.shape), inner
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PlainForm(Form):
+    """The values as they are, inside another form."""
+
+    values: np.ndarray
+
+    def build(self, draft: Draft) -> gs.Tensor:
+        """Add the values to a draft."""
+        return draft.stored("values", self.values)
 
 
 def few_distinct(values: np.ndarray) -> np.ndarray | None:
     """Return the distinct values in ascending order of their bits, or None if there are more than 256."""
-    raw = np.ascontiguousarray(values).ravel().view(f"u{values.dtype.itemsize}")
-    if len(np.unique(raw[: 1 << 14])) > 256:
+    raw = _raw(values)
+    if len(np.unique(raw[:_SAMPLED])) > 256:
         return None
     distinct = np.unique(raw)
     return distinct.view(values.dtype) if len(distinct) <= 256 else None
 
 
-def palette_codes(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Return the index of each value's level, compared bit by bit, uint8 with the shape of `values`."""
-    kind = f"u{values.dtype.itemsize}"
-    raw, keys = np.ascontiguousarray(values).view(kind), levels.view(kind)
-    order = np.argsort(keys)
-    return order[np.searchsorted(keys[order], raw)].astype(np.uint8)
+def palette_codes(values: np.ndarray, distinct: np.ndarray) -> np.ndarray:
+    """Return the index of each value among `distinct` (as `few_distinct` gives them), uint8, shaped like `values`."""
+    return np.searchsorted(_raw(distinct), _raw(values)).astype(np.uint8).reshape(values.shape)
 
 
-def _bits_for(count: int) -> int:
-    return max(1, math.ceil(math.log2(count))) if count > 1 else 1
+def _raw(values: np.ndarray) -> np.ndarray:
+    """Return the bits of the values, flat."""
+    return np.ascontiguousarray(values).reshape(-1).view(f"u{values.dtype.itemsize}")
 
 
-def _decoder_bytes(bits: int) -> int:
-    return _NODE_BYTES * {1: 20, 2: 12, 3: 34, 4: 8, 5: 28, 6: 20, 7: 42, 8: 4}[bits]
-
-
-def _same_bits(left: np.ndarray, right: np.ndarray) -> bool:
-    return left.tobytes() == right.tobytes()
+def _holds(dtype: np.dtype, values: np.ndarray) -> bool:
+    """Whether a type holds the values exactly, down to signed zeros and the bits of NaN."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        back = values.astype(dtype).astype(values.dtype)
+    return bool(np.array_equal(_raw(back), _raw(values)))

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
-from graphopt.ir.graph import constants, payload_bytes, tensor_names, walk_graphs
+from graphopt.ir.graph import constants, payload_bytes, walk_graphs, walk_nodes
 from graphopt.model import Model
-from graphopt.passes.pack.decoders import DecoderBuilder
-from graphopt.passes.pack.forms import Form, forms
-from graphopt.passes.pack.sizemode import shrink_weights
+from graphopt.passes.pack.forms import STORED, forms
+from graphopt.passes.pack.sizemode import CodedForm, shrink_weights
+from graphopt.passes.pack.storage import Store
+from graphopt.runtime.session import CPU, available_providers, op_counts, optimized_model
 
-_TYPES = frozenset(map(np.dtype, (np.float32, np.float16, np.float64, np.int8, np.uint8)))
-_OPSET = 11  # BitShift
+_OPSET = 7  # Add and Mul broadcast like numpy's
+_IR_VERSION = 4  # before it, every weight must be listed as an input too
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,13 @@ class Pack(Pass):
     """Store each weight in the smallest form that ONNX Runtime decodes, at load, to exactly the same bits.
 
     ``w`` becomes ``Gather(levels, unpack(codes))`` or ``Cast(w16)``: chains of standard operators that hang from
-    initializers only, which level-1 constant folding evaluates once. The running graph is the plain one.
-
-    A weight stays plain when no form is smaller, when it is small, or when it is a graph output. Weights of model-local
-    functions stay, since they are not initializers.
+    initializers only, which level-1 constant folding evaluates once. The running graph is the plain one, which is
+    looked at: a weight whose decoder would be left in it stays plain. So does one for which no form is smaller, a small
+    one, one that is a graph output, and one that only feeds nodes that are computed at load anyway. Weights of
+    model-local functions stay, since they are not initializers.
 
     With `bits` the pass is lossy: weights are first put on palettes of 2**bits levels and a scale a channel, so that
-    the
-    *outputs* of their layers change least on the samples (GPTQ, coordinate descent, least squares), front to back.
+    the *outputs* of their layers change least on the samples (GPTQ, coordinate descent, least squares), front to back.
 
     Source: Deep Compression (arXiv:1510.00149), without a runtime of its own; GPTQ (arXiv:2210.17323).
 
@@ -45,7 +47,7 @@ class Pack(Pass):
     name: ClassVar[str] = "pack"
 
     bits: int | None = None
-    min_bytes: int = 2048
+    min_bytes: int = 1024
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -61,51 +63,117 @@ class Pack(Pass):
 
     def run(self, model: Model, context: Context) -> PassReport:
         """Replace weights by decoders."""
-        graph = model.graph
         if model.opset < _OPSET:
-            return PassReport(
-                0, (Skip("model", f"decoders need opset {_OPSET} (BitShift); the model has {model.opset}"),)
-            )
-        shown = {id(tensor) for scope in walk_graphs(graph) for tensor in scope.outputs}
-        builder = DecoderBuilder(graph, tensor_names(graph))
-        kinds: Counter[str] = Counter()
-        skipped: list[Skip] = []
-        if self.bits is not None:
-            for coded in shrink_weights(model, context, self.bits, self.min_bytes):
-                if id(coded.constant) not in shown:
-                    args = (coded.codes, coded.bits, coded.levels, coded.scale)
-                    _replace(coded.constant, builder.palette(coded.constant.name, *args))
-                    kinds[f"{coded.bits}-bit palette"] += 1
-        for constant in context.progress.track(constants(graph), "pack"):
-            reason = self._unfit(constant, shown)
-            form = None if reason else smallest_form(constant)
-            if form is not None:
-                _replace(constant, form.build(constant.name, constant.values, builder))
-                kinds[form.kind] += 1
-            elif payload_bytes(constant) >= self.min_bytes:
-                skipped.append(Skip(constant.name, reason or "no form is smaller than the plain one"))
-        graph.nodes[:0] = builder.nodes
+            reason = f"decoders need operator set {_OPSET} or later; the model has {model.opset}"
+            return PassReport(0, (Skip("model", reason),))
+        return _Run(self, model, context).report()
+
+
+class _Run:
+    """One run of the pass."""
+
+    def __init__(self, options: Pack, model: Model, context: Context) -> None:
+        self._options = options
+        self._model = model
+        self._context = context
+        self._skipped: list[Skip] = []
+
+    def report(self) -> PassReport:
+        found = constants(self._model.graph)
+        unfit = {id(constant): reason for constant, reason in unfit_constants(self._model.graph, found)}
+        large = [constant for constant in found if self._is_large(constant)]
+        self._skipped += [Skip(item.name, unfit[id(item)]) for item in large if id(item) in unfit]
+        candidates = [constant for constant in large if id(constant) not in unfit]
+        if not candidates:
+            return PassReport(0, tuple(self._skipped))
+        plain = self._optimized()
+        originals = {id(constant): constant.values for constant in candidates} if self._options.bits else {}
+        coded = self._coded(candidates)
+        store = Store(self._model)
+        for constant in self._context.progress.track(candidates, "pack"):
+            possible = [form for form in forms(constant.values) if form.opset <= self._model.opset]
+            if id(constant) in coded and coded[id(constant)].opset <= self._model.opset:
+                possible.append(coded[id(constant)])
+            if not store.pack(constant, possible):
+                self._skipped.append(Skip(constant.name, "no form of it is smaller than the plain one"))
+        store.commit()
+        if not store.packed:
+            return PassReport(0, tuple(self._skipped))
+        raised = self._raise_ir_version()
+        self._prove(store, plain)
+        for constant in candidates:
+            if id(constant) in originals and all(constant is not packed.constant for packed in store.packed):
+                constant.values = originals[id(constant)]
+        kinds = Counter(packed.kind for packed in store.packed)
         metrics = {f"stored as {kind}": float(count) for kind, count in sorted(kinds.items())}
-        return PassReport(sum(kinds.values()), tuple(skipped), metrics)
+        return PassReport(len(store.packed), tuple(self._skipped), metrics, raised)
 
-    def _unfit(self, constant: gs.Constant, shown: set[int]) -> str:
-        """Return why a weight stays plain whatever its values are, or an empty text."""
-        if payload_bytes(constant) < self.min_bytes:
-            return f"it is smaller than {self.min_bytes} bytes"
-        if constant.dtype not in _TYPES:
-            return f"there is no decoder for {constant.dtype}"
-        return "it is a graph output" if id(constant) in shown else ""
+    def _is_large(self, constant: gs.Constant) -> bool:
+        return payload_bytes(constant) >= max(self._options.min_bytes, 1)
+
+    def _coded(self, candidates: Iterable[gs.Constant]) -> dict[int, CodedForm]:
+        if self._options.bits is None:
+            return {}
+        shrunk = shrink_weights(self._model, self._context, self._options.bits, list(candidates))
+        return {id(constant): form for constant, form in shrunk}
+
+    def _raise_ir_version(self) -> tuple[str, ...]:
+        graph = self._model.graph
+        if (graph.ir_version or 0) >= _IR_VERSION:
+            return ()
+        note = f"IR version raised from {graph.ir_version} to {_IR_VERSION}, in which weights need not be inputs"
+        graph.ir_version = _IR_VERSION
+        return (note,)
+
+    def _prove(self, store: Store, plain: Counter[str]) -> None:
+        """Take back what ONNX Runtime does not fold, and all if the graph that runs is not the one it was."""
+        optimized = self._optimized_proto()
+        left = store.unfolded(optimized)
+        if left:
+            names = sorted(packed.constant.name for packed in left)
+            self._skipped += [Skip(name, "ONNX Runtime does not fold its decoder at load") for name in names]
+            store.take_back(left)
+            optimized = self._optimized_proto() if store.packed else optimized
+        new = op_counts(optimized) - plain
+        if store.packed and new:
+            self._skipped.append(Skip("model", f"with packed weights ONNX Runtime would run other nodes: {dict(new)}"))
+            store.take_back(store.packed)
+
+    def _optimized(self) -> Counter[str]:
+        return op_counts(self._optimized_proto())
+
+    def _optimized_proto(self) -> onnx.ModelProto:
+        provider = self._context.target.provider
+        return optimized_model(self._model, provider=provider if provider in available_providers() else CPU)
 
 
-def smallest_form(constant: gs.Constant) -> Form | None:
-    """Return the smallest form of a weight, or None if the plain one is."""
-    best = min(forms(constant.values), key=lambda form: form.nbytes, default=None)
-    return best if best is not None and best.nbytes < payload_bytes(constant) else None
+def unfit_constants(graph: gs.Graph, found: Iterable[gs.Constant]) -> list[tuple[gs.Constant, str]]:
+    """Return the constants that stay plain whatever their values are, each with the reason."""
+    shown = {id(tensor) for scope in walk_graphs(graph) for tensor in scope.outputs}
+    computed = _computed_at_load(graph)
+    reasons = []
+    for constant in found:
+        if id(constant) in shown:
+            reasons.append((constant, "it is a graph output"))
+        elif constant.dtype not in STORED:
+            reasons.append((constant, f"there is no decoder for {np.dtype(constant.dtype)}"))
+        elif id(constant) in computed:
+            reasons.append((constant, "what it feeds is computed at load already"))
+    return reasons
 
 
-def _replace(constant: gs.Constant, decoded: gs.Tensor) -> None:
-    """Let every user of a weight read the decoded tensor."""
-    for node in list(constant.outputs):
-        for index, tensor in enumerate(node.inputs):
-            if tensor is constant:
-                node.inputs[index] = decoded
+def _computed_at_load(graph: gs.Graph) -> set[int]:
+    """Return the ids of the constants that feed a node all of whose inputs are constant; quantization is no such node.
+
+    Decoders are of this kind, so they are not packed again.
+    """
+    known: set[int] = set()
+    found: set[int] = set()
+    for node in walk_nodes(graph):
+        if node.op in ("DequantizeLinear", "QuantizeLinear") or not node.inputs:
+            continue
+        inputs = [tensor for tensor in node.inputs if not tensor.is_empty()]
+        if all(isinstance(tensor, gs.Constant) or id(tensor) in known for tensor in inputs):
+            known.update(id(tensor) for tensor in node.outputs)
+            found.update(id(tensor) for tensor in inputs)
+    return found

@@ -28,7 +28,7 @@ class Coded:
     Attributes:
         codes: Index of the level of each weight, uint8 [groups, rows, inputs].
         levels: Values, ascending, float32 [2**bits].
-        scale: Factor of each row, float32 [groups, rows, 1].
+        scale: Factor of each row, float16 [groups, rows, 1].
     """
 
     codes: np.ndarray
@@ -37,7 +37,7 @@ class Coded:
 
     def decoded(self) -> np.ndarray:
         """Return the weights as a decoder computes them, float32 [groups, rows, inputs]."""
-        values: np.ndarray = self.levels[self.codes] * self.scale
+        values: np.ndarray = self.levels[self.codes] * self.scale.astype(np.float32)
         return values
 
 
@@ -66,7 +66,8 @@ def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int) -> Coded:
             grid = PaletteGrid(scale[0], levels, inputs)
             values = coordinate_descent(matrix[0], start, moments[0], grid, sweeps=2)[None]
     codes = np.stack([nearest(levels, values[g] / scale[g]) for g in range(groups)])
-    return Coded(codes.astype(np.uint8), levels.astype(np.float32), scale.astype(np.float32))
+    top = float(scale.max())  # half precision keeps 11 bits of a scale that is not tiny against the largest
+    return Coded(codes.astype(np.uint8), (levels * top).astype(np.float32), (scale / top).astype(np.float16))
 
 
 def start_scale(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) -> np.ndarray:
