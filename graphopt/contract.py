@@ -12,8 +12,10 @@ from graphopt.cost import Figures, figures
 from graphopt.errors import ModelError
 from graphopt.evaluate import Drop
 from graphopt.model import Interface, Model
+from graphopt.observe.shapes import sample_shapes
 from graphopt.runtime.session import open_session
 from graphopt.runtime.timing import Ratio
+from graphopt.samples.generated import example
 from graphopt.shapes import shapes_for
 
 
@@ -46,13 +48,14 @@ class Contract:
         self._context = context
         self._interface = original.interface
         self._strictest = _strictest_check(original)
-        self._feeds = next(iter(context.samples), None) if context.samples is not None else None
+        self._samples = context.samples
+        self._example = example(original) if context.samples is None else None
         self._figures: dict[int, tuple[Model, Figures]] = {}
 
     def figures(self, model: Model) -> Figures:
         """Return size and cost of a model, measured once; MACs are those of the first sample's shapes."""
         if id(model) not in self._figures:
-            shapes = shapes_for(model, self._feeds)
+            shapes = shapes_for(model, self._example) if self._example else sample_shapes(model, self._samples)
             self._figures = {id(model): (model, figures(model, shapes))}
         return self._figures[id(model)][1]
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.cost import Figures, NodeCost, figures, node_costs
-from graphopt.errors import SampleError
 from graphopt.ir.graph import walk_nodes
 from graphopt.reader import load
 from graphopt.report import FileInfo
 from graphopt.report.build import input_file
 from graphopt.report.encode import figures_json
-from graphopt.samples import Feeds, random_samples
+from graphopt.samples.generated import example
 from graphopt.shapes import shapes_for
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def inspect_model(path: Path) -> Inspection:
     skeleton = model.skeleton()
     file = input_file(model)
     assert file is not None, "a model that was just read has a file"
-    shapes = shapes_for(model, _example(model))
+    shapes = shapes_for(model, example(model))
     return Inspection(
         file=file,
         producer=f"{skeleton.producer_name} {skeleton.producer_version}".strip(),
@@ -91,14 +90,6 @@ def inspect_model(path: Path) -> Inspection:
         operators=_operators(model),
         nodes=node_costs(model, shapes),
     )
-
-
-def _example(model: Model) -> Feeds | None:
-    """Return inputs with small sizes for open dimensions, so that MACs can be counted; None where none can be made."""
-    try:
-        return next(iter(random_samples(model.interface, count=1)))
-    except SampleError:
-        return None
 
 
 def _operators(model: Model) -> dict[str, int]:

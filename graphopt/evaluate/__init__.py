@@ -159,7 +159,8 @@ class Evaluator:
             return list(self._samples.take(count))
         from graphopt.samples import random_samples
 
-        return list(random_samples(self._original.interface, seed=self._seed, count=count_random))
+        optional = frozenset(self._original.graph.defaults)
+        return list(random_samples(self._original.interface, seed=self._seed, count=count_random, optional=optional))
 
     def _open(self, model: Model) -> Session:
         provider = self._target.provider if self._target.provider in available_providers() else CPU

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from graphopt.errors import SampleError
-from graphopt.model import Interface, TensorSpec
+from graphopt.model import Interface, Model, TensorSpec
 from graphopt.samples.fit import Fit, is_fixed, names_a_size
 from graphopt.samples.stream import Samples
 
@@ -99,3 +99,11 @@ def _values(rng: np.random.Generator, dtype: np.dtype, shape: tuple[int, ...]) -
     if np.issubdtype(dtype, np.bool_) or np.issubdtype(dtype, np.integer):
         return rng.integers(0, 2, shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)
+
+
+def example(model: Model) -> Mapping[str, Any] | None:
+    """Return inputs with small sizes for open dimensions, so that MACs can be counted; None where none can be made."""
+    try:
+        return next(iter(random_samples(model.interface, count=1, optional=frozenset(model.graph.defaults))))
+    except SampleError:
+        return None
