@@ -461,7 +461,7 @@ def random_samples(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What `random_samples` gives, for the test to fill; an exception is raised instead."""
     held: list[Any] = []
 
-    def draw(interface: Any, *, seed: int, count: int) -> FakeSamples:
+    def draw(interface: Any, *, seed: int, count: int, optional: frozenset[str]) -> FakeSamples:
         for item in held:
             if isinstance(item, Exception):
                 raise item
