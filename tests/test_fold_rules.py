@@ -9,9 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.model import Model
+from graphopt.passes.fold import Fold
 from graphopt.passes.fold.ints import Ints, add, divide, equal, multiply, subtract
 from graphopt.passes.fold.rules.reshape_target import constant_target
-from tests.foldcase import Folded, fold, ints, model, weight
+from tests.foldcase import NO_CONTEXT, Folded, fold, ints, model, weight
+from tests.helpers import parse
 
 # No-ops --------------------------------------------------------------------------------------------------------------
 
@@ -66,6 +69,7 @@ def test_operators_that_return_their_input_go(nodes: str) -> None:
         ("y = Pad(a, some)", ["Pad"]),
         ("y = Slice(a, zero, end, zero, back)", ["Slice"]),
         ("y = Slice(a, zero, two, axis)", ["Slice"]),
+        ("y = Slice(a, back, far, axis, back)", ["Slice"]),
         ("y = Reshape(a, other)", ["Reshape"]),
         ("y = Expand(a, tall)", ["Expand"]),
         ("y = Mul(a, ones)", ["Mul"]),
@@ -79,7 +83,7 @@ def test_operators_that_do_something_stay(nodes: str, kept: list[str]) -> None:
     done = fold(
         f"""g (float[1, 3] x) => (float[M, N] y)
             <int64[4] some = {{0, 1, 0, 0}}, int64[1] zero = {{0}}, int64[1] end = {{9223372036854775807}},
-             int64[1] two = {{2}}, int64[1] axis = {{1}}, int64[1] back = {{-1}},
+             int64[1] two = {{2}}, int64[1] axis = {{1}}, int64[1] back = {{-1}}, int64[1] far = {{-9}},
              int64[2] other = {{3, 1}}, int64[2] tall = {{2, 1}},
              float[2, 1] ones = {{1, 1}}, float[1] double = {{2.0}}, float unit = {{1.0}}, float nought = {{0.0}}> {{
             a = Neg(x) {nodes}
@@ -144,14 +148,15 @@ def test_one_value_with_two_output_names_keeps_one_identity() -> None:
 def test_identities_inside_bodies_go_unless_they_pass_on_a_value_from_outside() -> None:
     done = fold(
         """g (bool c, float[N] x) => (float[N] y) {
-            o = Identity(x)
+            i = Identity(x) o = Neg(i)
             y = If(c) <
                 then_branch = t () => (float[N] a) { a = Identity(o) },
                 else_branch = e () => (float[N] b) { n = Neg(o) m = Identity(n) b = Identity(m) }
             >
         }"""
     )
-    assert done.ops == {"If": 1, "Identity": 1, "Neg": 1}
+    assert done.ops == {"If": 1, "Identity": 1, "Neg": 2}
+    assert done.declined("an output of its body from a value outside")
 
 
 def test_identities_inside_functions_go() -> None:
@@ -191,6 +196,13 @@ def test_only_the_known_part_of_a_shape_becomes_numbers() -> None:
     }}"""
     assert "Shape" not in fold(text.format(index=1)).ops
     assert "Shape" in fold(text.format(index=2)).ops
+
+
+def test_a_gather_beyond_the_shape_is_left_to_fail_at_run_time() -> None:
+    proto = parse(
+        """g (float[2, 3] x) => (int64[K] y) <int64[1] i = {7}> { s = Shape(x) d = Gather(s, i) y = Neg(d) }"""
+    )
+    assert Fold().run(Model.from_proto(proto), NO_CONTEXT).changed == 0
 
 
 def test_shapes_that_the_file_only_states_are_not_relied_on() -> None:
@@ -275,7 +287,7 @@ def test_reshapes_in_a_row_become_one() -> None:
 def test_transposes_in_a_row_become_one_or_none() -> None:
     done = fold(
         """g (float[2, 3, 4] x) => (float[A, B, C] y, float[D, E, F] z) {
-            a = Transpose<perm = [1, 2, 0]>(x) b = Transpose<perm = [1, 2, 0]>(a) y = Neg(b)
+            a = Transpose<perm = [1, 2, 0]>(x) b = Transpose<perm = [0, 2, 1]>(a) y = Neg(b)
             c = Transpose(x) d = Transpose(c) z = Abs(d)
         }"""
     )
@@ -289,6 +301,83 @@ def test_one_slice_and_the_axis_dropped_is_a_gather() -> None:
     }}"""
     assert fold(text.format(start=1, end=2)).ops == {"Gather": 1, "Neg": 1, "Slice": 1, "ReduceSum": 1}
     assert "Gather" not in fold(text.format(start=-1, end=3)).ops
+
+
+def test_slices_of_different_axes_become_one() -> None:
+    text = """g (float[5, N, 6] x) => (float[A, B, C] y)
+        <int64[1] one = {{1}}, int64[1] end = {{4}}, int64[1] last = {{-1}}, int64[1] far = {{-9}},
+         int64[1] axis = {{{axis}}}> {{
+        a = Slice(x, one, end) b = Slice(a, last, far, axis, last) y = Neg(b)
+    }}"""
+    assert fold(text.format(axis=-1)).ops == {"Slice": 1, "Neg": 1}
+    assert fold(text.format(axis=0)).ops == {"Slice": 2, "Neg": 1}
+
+
+def test_a_transpose_of_axes_of_size_one_is_a_reshape() -> None:
+    text = """g (float[N, {size}, 1, 6] x) => (float[A, B] y) <int64[2] s = {{-1, 6}}> {{
+        a = Transpose<perm = [2, 0, 1, 3]>(x) b = Transpose<perm = [{perm}]>(x) c = Reshape(a, s) d = Reshape(b, s)
+        y = Add(c, d)
+    }}"""
+    assert fold(text.format(size=2, perm="0, 1, 2, 3")).ops == {"Reshape": 1, "Add": 1}
+    assert fold(text.format(size=2, perm="1, 0, 2, 3")).ops == {"Transpose": 1, "Reshape": 2, "Add": 1}
+
+
+def test_a_transpose_of_what_has_no_inputs_is_no_reshape() -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=weight("", 4, 3)),
+        helper.make_node("Transpose", ["c"], ["t"]),
+        helper.make_node("MatMul", ["x", "t"], ["y"]),
+    ]
+    done = Folded(model(nodes, {"x": [2, 3]}, ["y"], [], opset=8, ir_version=3), without="constants")
+    assert done.ops == {"Constant": 1, "Transpose": 1, "MatMul": 1}
+
+
+def test_open_sizes_are_followed_through_reshapes_and_sums() -> None:
+    done = fold(
+        """g (float[N, 1, 6] x, float[1, 6] z) => (float[A, B] y)
+            <int64[2] flat = {-1, 6}, int64[1] i = {0}, int64[1] six = {6}> {
+            a = Reshape(x, flat) b = Add(a, z) c = Exp(b)
+            s = Shape(x) d = Gather(s, i) t = Concat<axis = 0>(d, six) y = Reshape(c, t)
+        }"""
+    )
+    assert done.ops == {"Reshape": 1, "Add": 1, "Exp": 1}
+
+
+@pytest.mark.parametrize("formula", ["ConstantOfShape(n)", "Slice(w, i, j)"])
+def test_states_of_zeros_are_left_out(formula: str) -> None:
+    nodes = [
+        helper.make_node(formula.split("(")[0], formula[formula.index("(") + 1 : -1].split(", "), ["h"]),
+        helper.make_node("LSTM", ["x", "W", "R", "b", "", "h", "h"], ["y"], hidden_size=2),
+    ]
+    weights = [weight("W", 1, 8, 3), weight("R", 1, 8, 2), numpy_helper.from_array(np.zeros((1, 16), np.float32), "b")]
+    weights += [numpy_helper.from_array(np.zeros((3, 5, 2), np.float32), "w")]
+    weights += [ints("i", 1), ints("j", 2), ints("n", 1, 5, 2)]
+    used = {name for node in nodes for name in node.input}
+    done = Folded(model(nodes, {"x": [4, 5, 3]}, ["y"], [item for item in weights if item.name in used]))
+    assert done.ops == {"LSTM": 1}
+    assert list(done.after.graph.node[0].input) == ["x", "W", "R"]
+
+
+@pytest.mark.parametrize("value", [1.0, -0.5])
+def test_other_states_stay(value: float) -> None:
+    nodes = [
+        helper.make_node(
+            "ConstantOfShape", ["n"], ["h"], value=helper.make_tensor("", TensorProto.FLOAT, [1], [value])
+        ),
+        helper.make_node("GRU", ["x", "W", "R", "", "", "h"], ["y"], hidden_size=40),
+    ]
+    weights = [weight("W", 1, 120, 3), weight("R", 1, 120, 40), ints("n", 1, 50, 40)]
+    assert Folded(model(nodes, {"x": [4, 50, 3]}, ["y"], weights)).ops == {"ConstantOfShape": 1, "GRU": 1}
+
+
+def test_biases_of_zeros_are_left_out() -> None:
+    zeros = numpy_helper.from_array(np.zeros(6, np.float32), "b")
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"])]
+    done = Folded(model(nodes, {"x": [2, 4, 7]}, ["y"], [weight("w", 6, 4, 3), zeros]))
+    assert list(done.after.graph.node[0].input) == ["x", "w"]
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"])]
+    gemm = model(nodes, {"x": [2, 4]}, ["y"], [weight("w", 4, 6), zeros], opset=9)
+    assert Folded(gemm).report.changed == 0
 
 
 # Linear operators ----------------------------------------------------------------------------------------------------
@@ -543,10 +632,10 @@ def test_equal_nodes_in_a_body_and_around_it_become_one() -> None:
                 then_branch = t () => (float[N] a) { p = Exp(x) a = Neg(p) },
                 else_branch = e () => (float[N] b) { b = Exp(x) }
             >
-            z = Exp(x)
+            e = Exp(x) z = Abs(e)
         }"""
     )
-    assert done.ops == {"If": 1, "Exp": 2, "Neg": 1}
+    assert done.ops == {"If": 1, "Exp": 2, "Neg": 1, "Abs": 1}
 
 
 def test_nodes_that_differ_stay_apart() -> None:

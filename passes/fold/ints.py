@@ -22,6 +22,11 @@ Element = int | str | None
 Handler = Callable[["ShapeValues", gs.Node, int], "Ints | None"]
 _MAX_ELEMENTS = 64
 _MAX_TEXT = 120  # characters of a symbol; longer ones are given up
+_SAME_COUNT = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_BROADCASTING = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min", "Sum", "Mean", "And", "Or", "Xor", "Equal", "Less",
+     "LessOrEqual", "Greater", "GreaterOrEqual", "Mod", "PRelu", "BitShift"}
+)  # fmt: skip
 _INTEGERS = {onnx.TensorProto.INT64, onnx.TensorProto.INT32}
 
 
@@ -51,6 +56,7 @@ class ShapeValues:
         self._types = types
         self._found: dict[int, tuple[gs.Tensor, Ints | None]] = {}
         self._dims: dict[int, tuple[gs.Tensor, tuple[int | str, ...]]] = {}
+        self._same: dict[str, int | str] = {}
 
     def __getitem__(self, tensor: gs.Tensor) -> Ints | None:
         """Return what is known of the tensor."""
@@ -71,10 +77,23 @@ class ShapeValues:
             tag = f"{tensor.name}#{len(self._dims)}"
             named = tuple(f"{tag}.{axis}" if size is None else size for axis, size in enumerate(shape))
             self._dims[id(tensor)] = (tensor, named)
-        return self._dims[id(tensor)][1]
+        return tuple(self._canonical(size) for size in self._dims[id(tensor)][1])
+
+    def unify(self, symbol: int | str, other: int | str) -> None:
+        """Note that a symbol stands for the same number as another size."""
+        symbol, other = self._canonical(symbol), self._canonical(other)
+        if isinstance(symbol, str) and symbol != other:
+            self._same[symbol] = other
+
+    def _canonical(self, size: int | str) -> int | str:
+        while isinstance(size, str) and size in self._same:
+            size = self._same[size]
+        return size
 
     def learn(self, node: gs.Node, opset: int) -> None:
-        """Derive the node's output from its inputs."""
+        """Derive the node's output from its inputs, and which unknown sizes of it are those of its inputs."""
+        if node.domain in (None, "", "ai.onnx") and node.inputs and len(node.outputs) == 1:
+            unify_sizes(self, node)
         handler = HANDLERS.get(node.op) if node.domain in (None, "", "ai.onnx") else None
         if handler is None or not node.outputs:
             return
@@ -96,6 +115,29 @@ class ShapeValues:
             return None
         known = self[node.inputs[index]]
         return None if known is None else known.numbers
+
+
+def unify_sizes(values: ShapeValues, node: gs.Node) -> None:
+    """Note which unknown sizes of an output are those of an input, beyond what ONNX shape inference finds.
+
+    A reshape with one open size on either side and equal products of the others keeps that size. An elementwise
+    operation whose operands agree in a size, or have 1 there, has that size.
+    """
+    result = values.dims(node.outputs[0])
+    if result is None or all(isinstance(size, int) for size in result):
+        return
+    if node.op in _SAME_COUNT:
+        source = values.dims(node.inputs[0]) or ()
+        open_in, open_out = ([size for size in sizes if isinstance(size, str)] for sizes in (source, result))
+        product_in, product_out = (math.prod(s for s in sizes if isinstance(s, int)) for sizes in (source, result))
+        if len(open_in) == len(open_out) == 1 and product_in == product_out > 0:
+            values.unify(open_out[0], open_in[0])
+    elif node.op in _BROADCASTING:
+        operands = [values.dims(tensor) for tensor in node.inputs]
+        for place in range(1, len(result) + 1):
+            sizes = {dims[-place] for dims in operands if dims is not None and len(dims) >= place} - {1}
+            if len(sizes) == 1 and None not in operands:
+                values.unify(result[-place], sizes.pop())
 
 
 def _constant(constant: gs.Constant) -> Ints | None:

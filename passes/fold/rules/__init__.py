@@ -9,6 +9,7 @@ from graphopt.passes.fold.rules.inline_if import InlineIf
 from graphopt.passes.fold.rules.layer_norm import LayerNorm
 from graphopt.passes.fold.rules.lift_constant import LiftConstant
 from graphopt.passes.fold.rules.merge_reshapes import MergeReshapes
+from graphopt.passes.fold.rules.merge_slices import MergeSlices
 from graphopt.passes.fold.rules.merge_transposes import MergeTransposes
 from graphopt.passes.fold.rules.neutral_operand import NeutralOperand
 from graphopt.passes.fold.rules.no_op import NoOp
@@ -18,6 +19,7 @@ from graphopt.passes.fold.rules.reshape_target import ReshapeTarget
 from graphopt.passes.fold.rules.rule import Rule
 from graphopt.passes.fold.rules.same_shape import SameShape
 from graphopt.passes.fold.rules.shape_value import ShapeValue
+from graphopt.passes.fold.rules.zero_state import ZeroState
 
 __all__ = ["RULES", "Rule"]
 
@@ -30,8 +32,10 @@ RULES: tuple[Rule, ...] = (
     ReshapeTarget(),
     MergeReshapes(),
     MergeTransposes(),
+    MergeSlices(),
     Pick(),
     PadIntoConv(),
+    ZeroState(),
     BatchNorm(),
     LayerNorm(),
     NeutralOperand(),

@@ -16,17 +16,20 @@ _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 class MergeReshapes(Rule):
     """``B(A(x)) -> Reshape(x, shape of the result)`` for A, B among Reshape, Flatten, Squeeze, Unsqueeze.
 
+    A Transpose that only moves axes of size 1 counts as well, beside one of those.
     Nobody else may read A's output, and the resulting shape must be known but for one dimension and those that it has
     in common with x.
     """
 
     name = "merge-reshapes"
-    ops = _RESHAPES
+    ops = _RESHAPES | {"Transpose"}
 
     def apply(self, node: gs.Node, bench: Workbench) -> Outcome:
         """Replace the node and its producer."""
         first = bench.producer(node.inputs[0])
-        if first is None or first.op not in _RESHAPES or not is_standard(first):
+        if first is None or not is_standard(first) or first.op == node.op == "Transpose":
+            return False
+        if not all(_only_reshapes(step, bench) for step in (first, node)):
             return False
         if not bench.only_reader(node, node.inputs[0]):
             return False
@@ -43,3 +46,15 @@ class MergeReshapes(Rule):
         merged.outputs.append(output)
         bench.touch([merged, *output.outputs])
         return True
+
+
+def _only_reshapes(node: gs.Node, bench: Workbench) -> bool:
+    if node.op in _RESHAPES:
+        return True
+    shape = bench.types[node.inputs[0]].shape if node.op == "Transpose" else None
+    if shape is None:
+        return False
+    perm = node.attrs.get("perm")
+    order = perm if isinstance(perm, list) else list(reversed(range(len(shape))))
+    moved = [axis for axis in order if shape[axis] != 1]
+    return moved == sorted(moved)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.graph import Node
+from graphopt.passes.fold.rules.merge_slices import cut_of
 from graphopt.passes.fold.rules.rule import Outcome, Rule
 from graphopt.passes.fold.workbench import Workbench, is_standard
 
@@ -23,19 +24,16 @@ class Pick(Rule):
         cut = bench.producer(node.inputs[0])
         if cut is None or cut.op != "Slice" or not is_standard(cut) or not bench.only_reader(node, node.inputs[0]):
             return False
-        starts, ends, axes, steps = (
-            _numbers(cut, position, name, bench)
-            for position, name in ((1, "starts"), (2, "ends"), (3, "axes"), (4, "steps"))
-        )
-        dropped = _numbers(node, 1, "axes", bench)
-        shape = bench.types[cut.inputs[0]].shape
-        if shape is None or not starts or not ends or len(starts) != 1 or not dropped or len(dropped) != 1:
+        taken, shape = cut_of(cut, bench), bench.types[cut.inputs[0]].shape
+        given = node.attrs.get("axes")
+        dropped = given if isinstance(given, list) else bench.ints(node.inputs[1]) if len(node.inputs) > 1 else None
+        if taken is None or shape is None or dropped is None or len(taken.axes) != 1 or len(dropped) != 1:
             return False
-        axis = (axes or [0])[0] % len(shape)
-        if axis != dropped[0] % len(shape) or (steps or [1]) != [1] or not _single(starts[0], ends[0]):
+        axis = taken.axes[0]
+        if axis != dropped[0] % len(shape) or taken.steps != [1] or not _single(taken.starts[0], taken.ends[0]):
             return False
         output = node.outputs[0]
-        index = bench.new_constant("index", np.array(starts[0], np.int64), node)
+        index = bench.new_constant("index", np.array(taken.starts[0], np.int64), node)
         picked = Node("Gather", node.name, {"axis": axis}, [cut.inputs[0], index], [])
         bench.add(picked, node)
         bench.remove(node)
@@ -43,12 +41,6 @@ class Pick(Rule):
         picked.outputs.append(output)
         bench.touch([picked, *output.outputs])
         return True
-
-
-def _numbers(node: gs.Node, position: int, attribute: str, bench: Workbench) -> list[int] | None:
-    if isinstance(node.attrs.get(attribute), list):
-        return list(node.attrs[attribute])
-    return bench.ints(node.inputs[position]) if len(node.inputs) > position else None
 
 
 def _single(start: int, end: int) -> bool:
