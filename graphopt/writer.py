@@ -20,7 +20,7 @@ from graphopt.ir.exporter import PayloadWriter, copy_tensor_header, inline
 from graphopt.ir.payload import StoredTensor, tensors_of
 
 _THRESHOLD = 1024  # bytes; smaller weights stay in the model file, where shape inference can see them
-_ALIGNMENT = 4096  # bytes; page-aligned weights can be memory-mapped by the runtime
+_ALIGNMENT = 64  # bytes: a cache line, the widest vector; whole pages would let a file outgrow its source
 _CHUNK = 2**24  # bytes written at a time
 
 
@@ -126,7 +126,7 @@ def _save_pair(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, d
 
 
 class DataStream:
-    """Appends weights to the data file, page-aligned; a weight that several scopes hold is written once."""
+    """Appends weights to the data file, aligned; a weight that several scopes hold is written once."""
 
     def __init__(self, file: BinaryIO, location: str) -> None:
         self._file = file

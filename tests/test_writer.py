@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 import resource
 import stat
@@ -85,6 +86,14 @@ class TestFiles:
         saved = Model.from_proto(proto).save(tmp_path / "m.onnx", external_data=True)
         assert saved.data_path is None
         assert_same_model(onnx.load(saved.path), proto)
+
+    def test_weights_of_odd_sizes_start_on_cache_lines(self) -> None:
+        file = io.BytesIO()
+        stream = writer.DataStream(file, "data")
+        protos = [stream.write(name, np.full(257, value, np.float32)) for value, name in enumerate("ab")]
+        offsets = [int(entry.value) for proto in protos for entry in proto.external_data if entry.key == "offset"]
+        assert offsets == [0, 1088]
+        assert len(file.getvalue()) == stream.used == 1088 + 1028
 
     def test_every_weight_is_aligned_and_stored_once(self, tmp_path: Path) -> None:
         made = model(2)
