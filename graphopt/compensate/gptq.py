@@ -6,22 +6,22 @@ import numpy as np
 
 from graphopt.compensate.grid import Grid
 
-_BLOCK = 128  # columns between updates of the rest; bounds the cost of small updates, changes nothing else
+_BLOCK = 64  # columns between updates of the rest; bounds the cost of small updates, changes nothing else
 
 
 def damped(moment: np.ndarray, damping: float = 0.01) -> np.ndarray:
-    """Return the second moment with its mean diagonal, times `damping`, added, so that it can be inverted.
+    """Return second moments with their mean diagonal, times `damping`, added, so that they can be inverted.
 
     Inputs that were zero on every sample get a one: their weights may become anything.
 
     Args:
-        moment: Second moment, [inputs, inputs].
+        moment: Second moments, [..., inputs, inputs].
         damping: Fraction of the mean diagonal.
     """
     moment = np.array(moment, np.float64)
-    diagonal = np.einsum("kk->k", moment)
+    diagonal = np.einsum("...kk->...k", moment)
     diagonal[diagonal == 0] = 1.0
-    diagonal += damping * diagonal.mean()
+    diagonal += damping * diagonal.mean(axis=-1, keepdims=True)
     return moment
 
 
@@ -39,25 +39,27 @@ def gptq(weight: np.ndarray, moment: np.ndarray, grid: Grid, *, descending: bool
         numpy.linalg.LinAlgError: The moment is not positive definite.
     """
     order = np.argsort(-np.diag(moment), kind="stable") if descending else np.arange(weight.shape[1])
-    rest = np.array(weight, np.float64)[:, order]
+    rest = np.array(np.asarray(weight, np.float64).T[order], order="C")  # [inputs, rows]: columns are contiguous
     upper = _inverse_factor(moment[np.ix_(order, order)])
     result = np.empty_like(rest)
-    for start in range(0, rest.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, rest.shape[1])
-        errors = np.empty((rest.shape[0], stop - start))
+    for start in range(0, len(rest), _BLOCK):
+        stop = min(start + _BLOCK, len(rest))
+        errors = np.empty((stop - start, rest.shape[1]))
         for column in range(start, stop):
-            result[:, column] = grid.project(rest[:, column], int(order[column]))
-            error = (rest[:, column] - result[:, column]) / upper[column, column]
-            rest[:, column:stop] -= np.outer(error, upper[column, column:stop])
-            errors[:, column - start] = error
-        rest[:, stop:] -= errors @ upper[start:stop, stop:]
+            result[column] = grid.project(rest[column], int(order[column]))
+            error = (rest[column] - result[column]) / upper[column, column]
+            rest[column + 1 : stop] -= upper[column, column + 1 : stop, None] * error
+            errors[column - start] = error
+        rest[stop:] -= upper[start:stop, stop:].T @ errors
     back = np.empty_like(result)
-    back[:, order] = result
-    return back
+    back[order] = result
+    return np.ascontiguousarray(back.T)
 
 
 def _inverse_factor(moment: np.ndarray) -> np.ndarray:
-    """Return the upper Cholesky factor U of the inverse: inverse = U^T U."""
-    lower = np.linalg.cholesky(moment)
-    inverse_lower = np.linalg.inv(lower)
-    return np.linalg.cholesky(inverse_lower.T @ inverse_lower).T
+    """Return the upper Cholesky factor U of the inverse: inverse = U^T U.
+
+    With the columns in reverse order the moment is L L^T; the factor is the inverse of L, turned back.
+    """
+    lower = np.linalg.cholesky(moment[::-1, ::-1])
+    return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1])

@@ -41,14 +41,14 @@ class UniformGrid:
     def codes(self, values: np.ndarray, column: int) -> np.ndarray:
         """Return the integers of the nearest grid values, [rows]."""
         part = column // self.block
-        offset = 0 if self.zero is None else self.zero[:, part]
-        return np.asarray(np.clip(np.rint(values / self.scale[:, part]) + offset, self.low, self.high))
+        offset = 0 if self.zero is None else self.zero[..., part]
+        return np.asarray(np.clip(np.rint(values / self.scale[..., part]) + offset, self.low, self.high))
 
     def project(self, values: np.ndarray, column: int) -> np.ndarray:
         """Return the nearest grid values, [rows]."""
         part = column // self.block
-        offset = 0 if self.zero is None else self.zero[:, part]
-        return np.asarray((self.codes(values, column) - offset) * self.scale[:, part])
+        offset = 0 if self.zero is None else self.zero[..., part]
+        return np.asarray((self.codes(values, column) - offset) * self.scale[..., part])
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class PaletteGrid:
 
     def codes(self, values: np.ndarray, column: int) -> np.ndarray:
         """Return the index of the nearest level, [rows]."""
-        return nearest(self.levels, values / self.scale[:, column // self.block])
+        return nearest(self.levels, values / self.scale[..., column // self.block])
 
     def project(self, values: np.ndarray, column: int) -> np.ndarray:
         """Return the nearest grid values, [rows]."""
-        projected: np.ndarray = self.levels[self.codes(values, column)] * self.scale[:, column // self.block]
+        projected: np.ndarray = self.levels[self.codes(values, column)] * self.scale[..., column // self.block]
         return projected
 
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
+_EVIDENCE = 2**15  # weights a level that levels are fitted to; more change the last digits
+
 
 def refit_scales(weight: np.ndarray, unscaled: np.ndarray, moment: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Return the scale of each row that minimizes its output error, [rows, 1].
+    """Return the scale of each row that minimizes its output error, [..., rows, 1].
 
     Args:
-        weight: What to approximate, [rows, inputs].
-        unscaled: Chosen levels, [rows, inputs]: the approximation divided by its scale.
-        moment: Second moment of the inputs, [inputs, inputs].
-        scale: Present scales, [rows, 1]; kept for rows whose levels give no output.
+        weight: What to approximate, [..., rows, inputs].
+        unscaled: Chosen levels, [..., rows, inputs]: the approximation divided by its scale.
+        moment: Second moment of the inputs, [..., inputs, inputs]; all is computed in its type.
+        scale: Present scales, [..., rows, 1]; kept for rows whose levels give no output.
     """
+    unscaled, weight = np.asarray(unscaled, moment.dtype), np.asarray(weight, moment.dtype)
     projected = unscaled @ moment
-    energy = np.einsum("rk,rk->r", projected, unscaled)
-    match = np.einsum("rk,rk->r", projected, np.asarray(weight, np.float64))
+    energy = np.einsum("...rk,...rk->...r", projected, unscaled)
+    match = np.einsum("...rk,...rk->...r", projected, weight)
     usable = (energy > 0) & (match > 0)
-    fitted = scale[:, 0].astype(np.float64)
+    fitted = scale[..., 0].astype(np.float64)
     np.divide(match, energy, out=fitted, where=usable)
-    return np.asarray(fitted[:, None])
+    return np.asarray(fitted[..., None])
 
 
 def refit_levels(
@@ -28,23 +31,28 @@ def refit_levels(
 ) -> np.ndarray:
     """Return the shared levels that minimize the output error of all rows together, ascending, [count].
 
-    Solves the normal equations of ``sum_r |(w_r - s_r levels[codes_r]) H^(1/2)|^2`` in the levels.
+    Solves the normal equations of ``sum_r |(w_r - s_r levels[codes_r]) H^(1/2)|^2`` in the levels. Of a large weight,
+    evenly spaced rows are taken: there are few unknowns.
 
     Args:
-        weight: What to approximate, [rows, inputs].
-        codes: Level of each weight, [rows, inputs].
-        scale: Scales, broadcastable to [rows, inputs].
-        moment: Second moment of the inputs, [inputs, inputs].
+        weight: What to approximate, [..., rows, inputs].
+        codes: Level of each weight, [..., rows, inputs].
+        scale: Scales, broadcastable to [..., rows, inputs].
+        moment: Second moment of the inputs, [..., inputs, inputs]; all is computed in its type.
         levels: Present levels, [count]; unused ones keep their value.
     """
-    count = len(levels)
-    chosen = [(codes == level) * np.broadcast_to(scale, codes.shape) for level in range(count)]
+    count, inputs = len(levels), codes.shape[-1]
+    step = max(1, codes.size // (_EVIDENCE * count))
+    scale = np.broadcast_to(scale, (*codes.shape[:-1], 1))
+    weight, codes, scale = (part[..., ::step, :] for part in (weight, codes, scale))
+    groups, rows = int(np.prod(codes.shape[:-2])), codes.shape[-2]
+    codes, weight = codes.reshape(groups, rows, inputs), np.asarray(weight, moment.dtype).reshape(groups, rows, inputs)
+    scale, moment = scale.astype(moment.dtype).reshape(groups, rows, 1), moment.reshape(groups, inputs, inputs)
     normal, right = np.zeros((count, count)), np.zeros(count)
-    for a in range(count):
-        projected = chosen[a] @ moment
-        right[a] = np.vdot(projected, weight)
-        for b in range(a, count):
-            normal[a, b] = normal[b, a] = np.vdot(projected, chosen[b])
+    for level in range(count):
+        projected = ((codes == level) * scale) @ moment
+        right[level] = np.vdot(projected, weight)
+        normal[level] = np.bincount(codes.ravel(), (projected * scale).ravel(), count)
     used = np.diag(normal) > 0
     fitted = np.array(levels, np.float64)
     if used.any():

@@ -6,14 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.compensate import (
-    PaletteGrid,
-    coordinate_descent,
-    damped,
-    gptq,
-    refit_levels,
-    refit_scales,
-)
+from graphopt.compensate import PaletteGrid, coordinate_descent, damped, gptq, refit_levels, refit_scales
 from graphopt.compensate.grid import nearest
 
 _ROUNDS = 2  # of refitting levels and scales; more change the last digits
@@ -54,46 +47,48 @@ def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int) -> Coded:
     """
     groups, _, inputs = matrix.shape
     levels = np.linspace(-1, 1, 2**bits) if bits < 8 else np.arange(-127, 129) / 127
-    moments = [_moment(moment, group, inputs) for group in range(groups)]
-    scale = np.stack([start_scale(matrix[g], np.diag(moments[g]), levels) for g in range(groups)])
-    values = np.stack([_rounded(matrix[g], moments[g], PaletteGrid(scale[g], levels, inputs)) for g in range(groups)])
-    if moment is not None and inputs <= _FULL and groups == 1:
-        for _ in range(_ROUNDS):
-            codes = nearest(levels, values[0] / scale[0])
-            levels = refit_levels(matrix[0], codes, scale[0], moments[0], levels)
-            scale = refit_scales(matrix[0], levels[codes], moments[0], scale[0])[None]
-            start = levels[codes] * scale[0]
-            grid = PaletteGrid(scale[0], levels, inputs)
-            values = coordinate_descent(matrix[0], start, moments[0], grid, sweeps=2)[None]
-    codes = np.stack([nearest(levels, values[g] / scale[g]) for g in range(groups)])
-    top = float(scale.max())  # half precision keeps 11 bits of a scale that is not tiny against the largest
-    return Coded(codes.astype(np.uint8), (levels * top).astype(np.float32), (scale / top).astype(np.float16))
+    if moment is None or inputs > _FULL:
+        diagonal = np.ones((groups, inputs)) if moment is None else np.einsum("gkk->gk", damped(moment))
+        scale = start_scale(matrix, diagonal, levels)
+        return _coded(nearest(levels, matrix / scale), levels, scale)
+    moment = damped(moment)
+    scale = start_scale(matrix, np.einsum("gkk->gk", moment), levels)
+    if groups == 1:
+        values = gptq(matrix[0], moment[0], PaletteGrid(scale[0], levels, inputs))[None]
+    else:
+        values = levels[nearest(levels, matrix / scale)] * scale
+    quick = moment.astype(np.float32)
+    values = coordinate_descent(matrix, values, quick, PaletteGrid(scale, levels, inputs), sweeps=1)
+    for _ in range(_ROUNDS):
+        codes = nearest(levels, values / scale)
+        levels = refit_levels(matrix, codes, scale, quick, levels) if bits < 8 else levels
+        scale = refit_scales(matrix, levels[codes], quick, scale)
+        grid = PaletteGrid(scale, levels, inputs)
+        values = coordinate_descent(matrix, levels[codes] * scale, quick, grid, sweeps=1)
+    return _coded(nearest(levels, values / scale), levels, scale)
 
 
 def start_scale(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Return for each row the scale whose rounding to nearest errs least, [rows, 1].
+    """Return for each row the scale whose rounding to nearest errs least, [groups, rows, 1].
 
     Args:
-        matrix: Weights, [rows, inputs].
-        diagonal: Weight of each input's error, [inputs].
+        matrix: Weights, [groups, rows, inputs].
+        diagonal: Weight of each input's error, [groups, inputs].
         levels: Ascending, [count].
     """
-    largest: np.ndarray = np.abs(matrix).max(axis=1, keepdims=True)
+    matrix = matrix.astype(np.float32)
+    largest: np.ndarray = np.abs(matrix).max(axis=-1, keepdims=True)
     largest[largest == 0] = 1.0
     best, least = largest.copy(), np.full(largest.shape, np.inf)
-    for part in _SHRINKS:
+    for part in _SHRINKS.astype(np.float32):
         scale = largest * part
-        errors = (levels[nearest(levels, matrix / scale)] * scale - matrix) ** 2 @ diagonal[:, None]
+        errors = (levels[nearest(levels, matrix / scale)] * scale - matrix) ** 2 @ diagonal[..., None]
         best = np.where(errors < least, scale, best)
         least = np.minimum(errors, least)
-    return best
+    return best.astype(np.float64)
 
 
-def _moment(moment: np.ndarray | None, group: int, inputs: int) -> np.ndarray:
-    return np.eye(inputs) if moment is None else damped(moment[group])
-
-
-def _rounded(matrix: np.ndarray, moment: np.ndarray, grid: PaletteGrid) -> np.ndarray:
-    if matrix.shape[1] > _FULL or not np.any(moment - np.diag(np.diag(moment))):
-        return np.asarray(grid.levels[nearest(grid.levels, matrix / grid.scale)] * grid.scale)
-    return coordinate_descent(matrix, gptq(matrix, moment, grid), moment, grid, sweeps=1)
+def _coded(codes: np.ndarray, levels: np.ndarray, scale: np.ndarray) -> Coded:
+    """Return codes with the largest scale moved into the levels: half precision holds the rest well enough."""
+    top = float(scale.max())
+    return Coded(codes.astype(np.uint8), (levels * top).astype(np.float32), (scale / top).astype(np.float16))
