@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+# A process starts with its parent's peak memory on Linux, so the command is started by a small one.
+_LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+figures = [os.waitstatus_to_exitcode(status), time.perf_counter() - start, usage.ru_maxrss]
+open(sys.argv[1], "w").write(json.dumps(figures))
+"""
 
 
 @dataclass(frozen=True)
@@ -30,19 +41,19 @@ class Run:
 
 def measure(command: Sequence[str | Path], *, cwd: Path | None = None) -> Run:
     """Run a command to its end and measure it."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - start
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as figures:
+        launcher = [sys.executable, "-S", "-c", _LAUNCHER, figures.name]
+        start = time.perf_counter()
+        process = subprocess.run(
+            [*launcher, *map(str, command)],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if process.returncode != 0:  # the command could not be started
+            return Run(process.returncode, time.perf_counter() - start, 0, process.stdout)
+        status, seconds, peak = json.load(figures)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes on Linux
-    return Run(process.returncode, seconds, usage.ru_maxrss * unit, output)
+    return Run(status, seconds, peak * unit, process.stdout)
