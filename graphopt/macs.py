@@ -76,16 +76,18 @@ def _product_shape(a: Shape, b: Shape) -> Shape:
 
 
 def _general_product(node: gs.Node, shape_of: ShapeOf) -> int | None:
-    """A[m, k] times B[k, n], either one transposed."""
-    a, b = _shape(node.inputs, 0, shape_of), _shape(node.inputs, 3 if node.op == "QGemm" else 1, shape_of)
-    if a is None or b is None or len(a) != 2 or len(b) != 2:
-        return None
-    return math.prod(a) * b[0 if node.attrs.get("transB", 0) else 1]
+    """A[m, k] times B[k, n], either one transposed: every element of A meets n columns."""
+    a, output = _shape(node.inputs, 0, shape_of), _shape(node.outputs, 0, shape_of)
+    b = _shape(node.inputs, 3 if node.op == "QGemm" else 1, shape_of)
+    if output is None and b is not None and len(b) == 2:
+        output = (b[0 if node.attrs.get("transB", 0) else 1],)
+    return None if a is None or output is None else math.prod(a) * output[-1]
 
 
 def _block_quantized_product(node: gs.Node, shape_of: ShapeOf) -> int | None:
-    """A[..., K] times a packed [N, K]; sizes are attributes."""
-    a, columns = _shape(node.inputs, 0, shape_of), node.attrs.get("N")
+    """A[..., K] times a packed [N, K]: every element of A meets N columns, which is an attribute."""
+    a, output = _shape(node.inputs, 0, shape_of), _shape(node.outputs, 0, shape_of)
+    columns = output[-1] if output else node.attrs.get("N")
     return None if a is None or columns is None else math.prod(a) * int(columns)
 
 

@@ -15,6 +15,7 @@ from graphopt.filesize import Scale
 from graphopt.ir.graph import constants
 from graphopt.model import Model
 from graphopt.reader import load
+from graphopt.runtime.costs import executed_macs, figures_on
 from graphopt.shapes import shapes_for
 from tests.helpers import parse
 
@@ -131,6 +132,58 @@ def test_macs_inside_a_function_are_unknown() -> None:
     <domain: "local", opset_import: ["" : 21]> positive (x) => (y) { y = Relu(x) }"""
     assert macs_of(text.replace("BODY", "square")) is None
     assert macs_of(text.replace("BODY", "positive")) == 0
+
+
+X = np.eye(4, dtype=np.float32)
+CHOICE = """m (bool c, float[4,4] x) => (float[4,4] y) {
+    y = If (c) <
+        then_branch = t () => (float[4,4] a) { a = MatMul(x, x) },
+        else_branch = e () => (float[4,4] b) { p = MatMul(x, x)  b = MatMul(p, x) }
+    >
+}"""
+REPEAT = """m (int64 n, float[4,4] x, bool c) => (float[4,4] y) {
+    y = Loop (n, c, x) <body = b (int64 i, bool go, float[4,4] s) => (bool go, float[4,4] t) { t = MatMul(s, s) }>
+}"""
+CALL = """<ir_version: 10, opset_import: ["" : 21, "local" : 1]>
+m (float[4,4] x) => (float[4,4] y) { y = local.twice(x) }
+<domain: "local", opset_import: ["" : 21]> twice (x) => (y) { h = Gemm<transB = 1>(x, x)  y = MatMul(h, x) }"""
+SUMS = 'm (float[4,4] x) => (float[4,4] y) { [sum] y = Einsum<equation = "ij,kj->ik">(x, x) }'
+
+
+@pytest.mark.parametrize(
+    ("text", "feeds", "macs"),
+    [
+        (CHOICE, {"c": np.array(True), "x": X}, 64),
+        (CHOICE, {"c": np.array(False), "x": X}, 128),
+        (REPEAT, {"n": np.array(7), "c": np.array(True), "x": X}, 7 * 64),
+        (CALL, {"x": X}, 128),
+        (SUMS, {"x": X}, 64),
+        ("m (float[N,4] x) => (float[N,4] y) { y = Relu(x) }", {"x": X}, 0),
+        ("m (float[N,M] x) => (float[M,N] y) { t = Transpose(x)  y = MatMul(t, x) }", {"x": np.ones((3, 5), "f")}, 75),
+    ],
+)
+def test_macs_that_were_executed(text: str, feeds: dict[str, np.ndarray], macs: int) -> None:
+    assert executed_macs(model_of(text), feeds) == macs
+
+
+def test_recurrent_and_transposed_weights_are_recorded() -> None:
+    rng = np.random.default_rng(0)
+    proto = parse("""m (float[3,1,8] x, float[1,4,5,5] z) => (float[3,1,1,6] y, float[1,3,9,9] u) {
+        y = GRU<hidden_size=6>(x, w, r)  u = ConvTranspose(z, k)
+    }""")
+    for name, shape in (("w", (1, 18, 8)), ("r", (1, 18, 6)), ("k", (4, 3, 5, 5))):
+        proto.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    feeds = {"x": np.ones((3, 1, 8), np.float32), "z": np.ones((1, 4, 5, 5), np.float32)}
+    model = Model.from_proto(proto)
+    assert executed_macs(model, feeds) == figures(model, shapes_for(model, feeds)).macs == 3 * 18 * 14 + 100 * 75
+
+
+def test_figures_on_a_sample_count_in_a_run_only_what_shapes_do_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = model_of(CALL)
+    assert figures_on(call, {"x": X}).macs == 128
+    assert figures_on(call, None).macs is None
+    monkeypatch.setattr("graphopt.runtime.costs.executed_macs", None)
+    assert figures_on(model_of(CHOICE), {"c": np.array(True), "x": X}).macs == 128
 
 
 def test_each_constant_counts_once_at_its_first_user() -> None:
