@@ -90,7 +90,7 @@ def encode(rows: np.ndarray, scale: np.ndarray, pairing: Pairing) -> np.ndarray:
 
     A pair that exceeds the bound is moved to the nearest one that does not: both neighbours give half of the excess.
     """
-    codes = np.clip(np.rint(rows / scale[:, None]), -LIMIT, LIMIT).astype(np.int16)
+    codes: np.ndarray = np.clip(np.rint(rows / scale[:, None]), -LIMIT, LIMIT).astype(np.int16)
     if pairing != "none":
         _bound_pairs(codes[:, 0:], PAIR_LIMIT)
     if pairing == "all":
