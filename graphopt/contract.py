@@ -11,8 +11,9 @@ from graphopt.context import Context
 from graphopt.cost import Figures, figures
 from graphopt.errors import ModelError
 from graphopt.evaluate import Drop
+from graphopt.filesize import Scale
 from graphopt.model import Interface, Model
-from graphopt.observe.shapes import sample_shapes
+from graphopt.runtime.costs import figures_on
 from graphopt.runtime.session import open_session
 from graphopt.runtime.timing import Ratio
 from graphopt.samples.generated import example
@@ -48,16 +49,21 @@ class Contract:
         self._context = context
         self._interface = original.interface
         self._strictest = _strictest_check(original)
-        self._samples = context.samples
+        self._feeds = next(iter(context.samples), None) if context.samples is not None else None
         self._example = example(original) if context.samples is None else None
+        self._scale = Scale()
         self._figures: dict[int, tuple[Model, Figures]] = {}
 
     def figures(self, model: Model) -> Figures:
         """Return size and cost of a model, measured once; MACs are those of the first sample's shapes."""
         if id(model) not in self._figures:
-            shapes = shapes_for(model, self._example) if self._example else sample_shapes(model, self._samples)
-            self._figures = {id(model): (model, figures(model, shapes))}
+            self._figures = {id(model): (model, self._measure(model))}
         return self._figures[id(model)][1]
+
+    def _measure(self, model: Model) -> Figures:
+        if self._feeds is not None:
+            return figures_on(model, self._feeds, scale=self._scale)
+        return figures(model, shapes_for(model, self._example), scale=self._scale)
 
     def judge(self, item: Pass, before: Model, after: Model) -> Verdict:
         """Check the result of one pass, the cheap clauses first."""

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphopt.cost import figures
 from graphopt.ir.graph import constants, payload
 from graphopt.ir.payload import StoredTensor, external_reference
-from graphopt.observe.shapes import sample_shapes
 from graphopt.pipeline import Pipeline, Step, with_required
 from graphopt.report import Report, SampleInfo, Timing
 from graphopt.report.environment import file_info, machine, peak_memory, versions
+from graphopt.runtime.costs import figures_on
 from graphopt.runtime.session import available_providers
 from graphopt.targets import Target, get_target
 
@@ -102,7 +101,8 @@ def final_drop(run: Finished) -> Drop | None:
 def _end_figures(run: Finished) -> tuple[Figures, Figures]:
     if run.steps:
         return run.steps[0].before, run.steps[-1].after
-    only = figures(run.original, sample_shapes(run.original, run.context.samples))
+    feeds = next(iter(run.context.samples), None) if run.context.samples is not None else None
+    only = figures_on(run.original, feeds)
     return only, only
 
 
