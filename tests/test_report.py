@@ -176,6 +176,15 @@ def test_terminal_shows_figures_and_conditions() -> None:
     assert "quant: left 3 places alone; -v says why" in lines
 
 
+def test_terminal_tells_a_count_above_the_limit_from_a_broken_limit() -> None:
+    count = Drop(0.016, 0.004, 0.06, "agreement", {"y top-1": 0.984}, 64, False, established=0.004)
+    assert any(
+        "limit 1.00 %, which 64 samples do not prove to be exceeded;" in line for line in shown(report(drop=count))
+    )
+    broken = replace(count, established=None)
+    assert not any("do not prove" in line for line in shown(report(drop=broken)))
+
+
 def test_terminal_says_why_nothing_was_measured() -> None:
     lines = shown(bare())
     assert "latency  not measured on CPUExecutionProvider: it was switched off" in lines

@@ -111,6 +111,8 @@ def quality_line(report: Report) -> str:
     if drop is None:
         return f"not measured: {report.drop_reason}"
     limit = f"limit {percent(report.max_drop)}"
+    if drop.value > report.max_drop and drop.within(report.max_drop):
+        limit += f", which {drop.samples} samples do not prove to be exceeded"
     details = dict(drop.details)
     if drop.measure == "metric":
         return f"metric {details.get('before', 0):.6g} -> {details.get('after', 0):.6g}, lost {loss(drop)}; {limit}"
