@@ -64,10 +64,12 @@ def im2col(
 def test_convolution(weight: tuple[int, ...], attrs: dict[str, Any]) -> None:
     model = conv_model((1, 4, 9, 7), weight, **attrs)
     feeds = [{"x": RNG.normal(size=(2, 4, 9, 7)).astype(np.float32)}, {"x": np.ones((2, 4, 9, 7), np.float32)}]
-    ((layer, moment),) = layer_moments(model, linear_layers(model), open_samples(feeds, model.interface))
+    (found_moments,) = layer_moments(model, linear_layers(model), open_samples(feeds, model.interface))
+    layer, moment = found_moments.layer, found_moments.second
     full: dict[str, Any] = {"group": 1, "strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]} | attrs
     columns = np.concatenate([im2col(f["x"], (weight[2], weight[3]), **full) for f in feeds], axis=2).astype(np.float64)
     np.testing.assert_allclose(moment, columns @ columns.transpose(0, 2, 1) / columns.shape[2], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found_moments.mean, columns.mean(axis=2), rtol=1e-5, atol=1e-5)
     direct = np.stack([layer.matrix()[g] @ columns[g] for g in range(layer.groups)])
     with open_session(model) as session:
         found = np.concatenate([session.run(f)["y"] for f in feeds])
@@ -81,9 +83,11 @@ def test_matrices(op: str, attrs: dict[str, Any]) -> None:
     model = one_node(helper.make_node(op, ["x", "w"], ["y"], **attrs), {"w": weight}, [None, 5])
     inputs = RNG.normal(size=(11, 5)).astype(np.float32)
     samples = open_samples([{"x": inputs[:4]}, {"x": inputs[4:]}], model.interface)
-    ((layer, moment),) = layer_moments(model, linear_layers(model), samples)
-    np.testing.assert_allclose(moment[0], inputs.T @ inputs / 11, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(layer.matrix()[0], weight if attrs else weight.T)
+    (found,) = layer_moments(model, linear_layers(model), samples)
+    np.testing.assert_allclose(found.second[0], inputs.T @ inputs / 11, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.mean[0], inputs.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.covariance[0], np.cov(inputs.T, bias=True), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.layer.matrix()[0], weight if attrs else weight.T)
 
 
 def test_matrix_and_stored_are_inverse() -> None:
@@ -102,8 +106,8 @@ def test_small_budgets_give_the_same_moments() -> None:
     """
     model = Model.from_proto(onnx.parser.parse_model(text))
     samples = open_samples([{"x": RNG.normal(size=(5, 3)).astype(np.float32)}], model.interface)
-    whole = [moment for _, moment in layer_moments(model, linear_layers(model), samples)]
-    pieces = [moment for _, moment in layer_moments(model, linear_layers(model), samples, budget=1)]
+    whole = [item.second for item in layer_moments(model, linear_layers(model), samples)]
+    pieces = [item.second for item in layer_moments(model, linear_layers(model), samples, budget=1)]
     assert len(whole) == len(pieces) == 2
     for one, other in zip(whole, pieces, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -13,10 +13,11 @@ import onnx_graphsurgeon as gs
 
 from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
-from graphopt.ir.graph import constants, payload_bytes, walk_graphs, walk_nodes
+from graphopt.ir.graph import Payload, constants, payload, payload_bytes, walk_graphs, walk_nodes
 from graphopt.model import Model
-from graphopt.passes.pack.forms import STORED, forms
-from graphopt.passes.pack.sizemode import CodedForm, shrink_weights
+from graphopt.passes.pack.allocate import allocate, fewest_bits
+from graphopt.passes.pack.forms import STORED, Form, forms
+from graphopt.passes.pack.sizemode import Budget, CodedForm, fitted_layers, layer_losses, shrink_weights
 from graphopt.passes.pack.storage import Store
 from graphopt.runtime.session import CPU, available_providers, op_counts, optimized_model
 
@@ -40,21 +41,22 @@ class Pack(Pass):
     Source: Deep Compression (arXiv:1510.00149), without a runtime of its own; GPTQ (arXiv:2210.17323).
 
     Attributes:
-        bits: Bits of a weight in size mode, 2 to 8; none stores the weights as they are.
+        bits: Bits of a weight in size mode, 2 to 8; auto: as few as `--max-drop` allows, 3 to 8 by loss per byte; none
+            stores the weights as they are.
         min_bytes: Smaller weights stay plain, bytes.
     """
 
     name: ClassVar[str] = "pack"
 
-    bits: int | None = None
+    bits: int | Literal["auto"] | None = None
     min_bytes: int = 1024
 
     def __post_init__(self) -> None:
         """Check the options."""
         if self.min_bytes < 0:
             raise ValueError(f"min-bytes must be 0 or more, not {self.min_bytes}")
-        if self.bits is not None and not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be 2 to 8, not {self.bits}")
+        if isinstance(self.bits, int) and not 2 <= self.bits <= 8:
+            raise ValueError(f"bits must be auto or 2 to 8, not {self.bits}")
 
     @property
     def lossless(self) -> bool:
@@ -77,6 +79,7 @@ class _Run:
         self._model = model
         self._context = context
         self._skipped: list[Skip] = []
+        self._notes: list[str] = []
 
     def report(self) -> PassReport:
         found = constants(self._model.graph)
@@ -85,45 +88,90 @@ class _Run:
         self._skipped += [Skip(item.name, unfit[id(item)]) for item in large if id(item) in unfit]
         candidates = [constant for constant in large if id(constant) not in unfit]
         if not candidates:
-            return PassReport(0, tuple(self._skipped))
+            return PassReport(0, tuple(dict.fromkeys(self._skipped)))
         plain = self._optimized()
-        originals = {id(constant): constant.values for constant in candidates} if self._options.bits else {}
+        originals = {id(constant): payload(constant) for constant in found}
         coded = self._coded(candidates)
-        store = Store(self._model)
-        for constant in self._context.progress.track(candidates, "pack"):
-            possible = [form for form in forms(constant.values) if form.opset <= self._model.opset]
-            if id(constant) in coded and coded[id(constant)].opset <= self._model.opset:
-                possible.append(coded[id(constant)])
-            if not store.pack(constant, possible):
-                self._skipped.append(Skip(constant.name, "no form of it is smaller than the plain one"))
-        store.commit()
+        store = self._stored(candidates, coded, originals)
+        if store.packed:
+            self._raise_ir_version()
+            self._prove(store, plain)
         if not store.packed:
-            return PassReport(0, tuple(self._skipped))
-        raised = self._raise_ir_version()
-        self._prove(store, plain)
-        for constant in candidates:
-            if id(constant) in originals and all(constant is not packed.constant for packed in store.packed):
-                constant.values = originals[id(constant)]
+            for constant in found:
+                _restore(constant, originals)
         kinds = Counter(packed.kind for packed in store.packed)
         metrics = {f"stored as {kind}": float(count) for kind, count in sorted(kinds.items())}
-        return PassReport(len(store.packed), tuple(self._skipped), metrics, raised)
+        return PassReport(len(store.packed), tuple(dict.fromkeys(self._skipped)), metrics, tuple(self._notes))
+
+    def _stored(
+        self, candidates: list[gs.Constant], coded: dict[int, CodedForm], originals: Mapping[int, Payload]
+    ) -> Store:
+        """Put decoders into the graph wherever a form is smaller than the plain weight.
+
+        Rounded weights come first: where one stays plain after all, the bias that made up for it goes back with it.
+        """
+        store = Store(self._model)
+        ordered = sorted(candidates, key=lambda constant: id(constant) not in coded)
+        for constant in self._context.progress.track(ordered, "pack"):
+            possible: list[Form] = list(forms(constant.values))
+            form = coded.get(id(constant))
+            if form is not None:
+                possible.append(form)
+            if store.pack(constant, [form for form in possible if form.opset <= self._model.opset]):
+                continue
+            self._skipped.append(Skip(constant.name, "no form of it is smaller than the plain one"))
+            if form is not None:
+                _restore(constant, originals)
+                if form.bias is not None:
+                    _restore(form.bias, originals)
+        store.commit()
+        return store
 
     def _is_large(self, constant: gs.Constant) -> bool:
         return payload_bytes(constant) >= max(self._options.min_bytes, 1)
 
-    def _coded(self, candidates: Iterable[gs.Constant]) -> dict[int, CodedForm]:
-        if self._options.bits is None:
+    def _coded(self, candidates: list[gs.Constant]) -> dict[int, CodedForm]:
+        """Round the weights in place and return their codes by id; nothing in lossless mode."""
+        bits = self._options.bits
+        if bits is None:
             return {}
-        shrunk = shrink_weights(self._model, self._context, self._options.bits, list(candidates))
+        budget = self._automatic(candidates) if bits == "auto" else Budget(bits, {})
+        if budget is None:
+            return {}
+        shrunk = shrink_weights(self._model, self._context, budget, candidates)
         return {id(constant): form for constant, form in shrunk}
 
-    def _raise_ir_version(self) -> tuple[str, ...]:
+    def _automatic(self, candidates: list[gs.Constant]) -> Budget | None:
+        """Return the smallest budget that keeps the limit; None if there is none."""
+        if self._context.samples is None or not fitted_layers(self._model, candidates):
+            self._notes.append("without --data there is nothing to choose bits by: all weights get 8")
+            return Budget(8, {})
+        context, limit = self._context, self._context.max_drop
+        losses = list(layer_losses(self._model, context, candidates, 4))
+
+        def holds(mean: float) -> bool:
+            trial = self._model.copy()
+            positions = {id(constant): place for place, constant in enumerate(constants(self._model.graph))}
+            twins = constants(trial.graph)
+            wanted = [twins[positions[id(constant)]] for constant in candidates]
+            for _ in shrink_weights(trial, context, Budget(round(mean), allocate(losses, mean)), wanted):
+                pass
+            drop = context.evaluator.drop(trial)
+            return drop is not None and drop.within(limit)
+
+        mean = fewest_bits(holds)
+        if mean is None:
+            self._notes.append(f"rounding does not hold the limit of {limit:.2%}, not even to 8 bits")
+            return None
+        self._notes.append(f"{mean:g} bits a weight on average hold the limit of {limit:.2%}")
+        return Budget(round(mean), allocate(losses, mean))
+
+    def _raise_ir_version(self) -> None:
         graph = self._model.graph
-        if (graph.ir_version or 0) >= _IR_VERSION:
-            return ()
-        note = f"IR version raised from {graph.ir_version} to {_IR_VERSION}, in which weights need not be inputs"
-        graph.ir_version = _IR_VERSION
-        return (note,)
+        if (graph.ir_version or 0) < _IR_VERSION:
+            note = f"IR version raised from {graph.ir_version} to {_IR_VERSION}, in which weights need not be inputs"
+            self._notes.append(note)
+            graph.ir_version = _IR_VERSION
 
     def _prove(self, store: Store, plain: Counter[str]) -> None:
         """Take back what ONNX Runtime does not fold, and all if the graph that runs is not the one it was."""
@@ -145,6 +193,11 @@ class _Run:
     def _optimized_proto(self) -> onnx.ModelProto:
         provider = self._context.target.provider
         return optimized_model(self._model, provider=provider if provider in available_providers() else CPU)
+
+
+def _restore(constant: gs.Constant, originals: Mapping[int, Payload]) -> None:
+    if payload(constant) is not originals[id(constant)]:
+        constant.values = originals[id(constant)]
 
 
 def unfit_constants(graph: gs.Graph, found: Iterable[gs.Constant]) -> list[tuple[gs.Constant, str]]:

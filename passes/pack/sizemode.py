@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.compensate import output_loss
 from graphopt.context import Context
 from graphopt.layers import LinearLayer, linear_layers
 from graphopt.model import Model
-from graphopt.moments import layer_moments
+from graphopt.moments import LayerMoments, layer_moments
+from graphopt.passes.pack.bias import Bias, find_bias
 from graphopt.passes.pack.bits import packed_bytes
 from graphopt.passes.pack.decoders import Draft
 from graphopt.passes.pack.forms import Form
@@ -20,6 +22,7 @@ from graphopt.passes.pack.shrink import Coded, shrink
 _STAGES = 6  # times that moments are taken anew on the compressed prefix
 _SMALL = 2**13  # elements; smaller weights are a small part of any file and keep 8 bits, as depthwise ones do
 _SAMPLES = 48  # that moments rest on; more cost time and hardly change them
+_LEAST_ALONE = 6  # bits of a weight whose inputs are not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +33,13 @@ class CodedForm(Form):
         codes: Index of the level of each element, uint8 in the weight's shape.
         levels: Values, float32 [2**bits].
         scale: Factors, float16, broadcastable to the weight.
+        bias: What was shifted together with the weight, or None.
     """
 
     codes: np.ndarray
     levels: np.ndarray
     scale: np.ndarray
+    bias: gs.Constant | None
 
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
@@ -43,42 +48,98 @@ class CodedForm(Form):
         return draft.node("Mul", [values, scale])
 
 
-def shrink_weights(
-    model: Model, context: Context, bits: int, candidates: Sequence[gs.Constant]
-) -> Iterator[tuple[gs.Constant, CodedForm]]:
-    """Put float32 weights on palettes, in place, and yield each with its form.
+@dataclass(frozen=True)
+class Budget:
+    """How many bits each weight gets.
 
-    Linear layers are fitted to the second moments of their inputs where there are samples; other weights (embeddings,
-    recurrent layers, bodies) by themselves, with a scale for each index of their first axes.
+    Attributes:
+        default: Bits of a large weight of a linear layer.
+        chosen: Bits by name of the weight, where they differ.
     """
-    fitting = {id(constant) for constant in candidates if constant.dtype == np.float32 and len(constant.shape) > 1}
-    layers = _distinct(layer for layer in linear_layers(model) if id(layer.weight) in fitting)
-    done: set[int] = set()
-    for layer, moment in _staged(model, layers, context):
-        coded = shrink(layer.matrix(), moment, _bits_of(layer, bits))
-        done.add(id(layer.weight))
-        layer.weight.values = layer.stored(coded.decoded())
-        yield layer.weight, _of_layer(layer, coded)
-    for constant in candidates:
-        if id(constant) in fitting and id(constant) not in done:
-            yield constant, _by_itself(constant, max(bits, 6))
+
+    default: int
+    chosen: Mapping[str, int]
+
+    def bits_of(self, layer: LinearLayer) -> int:
+        """Return the bits of a layer's weight."""
+        small = layer.groups > 1 or int(np.prod(layer.weight.shape)) < _SMALL
+        return self.chosen.get(layer.weight.name, 8 if small else self.default)
 
 
-def _distinct(layers: Iterator[LinearLayer]) -> list[LinearLayer]:
-    """Keep the first layer of each weight: the codes of a shared weight can follow only one of its users."""
+def fitted_layers(model: Model, candidates: Sequence[gs.Constant]) -> list[LinearLayer]:
+    """Return the layers whose weights are among the candidates, the first layer of each weight.
+
+    The codes of a shared weight can follow only one of its users.
+    """
+    fitting = {id(constant) for constant in candidates if _fits(constant)}
     first: dict[int, LinearLayer] = {}
-    for layer in layers:
-        first.setdefault(id(layer.weight), layer)
+    for layer in linear_layers(model):
+        if id(layer.weight) in fitting:
+            first.setdefault(id(layer.weight), layer)
     return list(first.values())
 
 
-def _bits_of(layer: LinearLayer, bits: int) -> int:
-    return 8 if layer.groups > 1 or np.prod(layer.weight.shape) < _SMALL else bits
+def shrink_weights(
+    model: Model, context: Context, budget: Budget, candidates: Sequence[gs.Constant]
+) -> Iterator[tuple[gs.Constant, CodedForm]]:
+    """Put float32 weights on palettes, in place, and yield each with its form.
+
+    Linear layers are fitted to the moments of their inputs where there are samples, and their biases take up the mean
+    of what is lost; other weights (embeddings, recurrent layers, bodies) are rounded by themselves, with a scale for
+    each index of their first axes.
+    """
+    layers = fitted_layers(model, candidates)
+    shown = {id(tensor) for tensor in model.graph.outputs}
+    for layer, moments in _staged(model, layers, context):
+        bias = find_bias(layer, shown) if moments is not None else None
+        bits = budget.bits_of(layer)
+        coded = _shrunk(layer, moments, bias, bits if moments is not None else max(bits, _LEAST_ALONE))
+        yield layer.weight, _of_layer(layer, coded, bias.constant if bias is not None else None)
+    done = {id(layer.weight) for layer in layers}
+    for constant in candidates:
+        if id(constant) not in done and _fits(constant):
+            yield constant, _by_itself(constant, max(budget.default, _LEAST_ALONE))
+
+
+def layer_losses(
+    model: Model, context: Context, candidates: Sequence[gs.Constant], bits: int
+) -> Iterator[tuple[LinearLayer, float]]:
+    """Yield each layer with the share of its output's energy that it loses when its weights get so many bits."""
+    shown = {id(tensor) for tensor in model.graph.outputs}
+    assert context.samples is not None
+    samples = context.samples.take(min(_SAMPLES, len(context.samples)))
+    for moments in layer_moments(model, fitted_layers(model, candidates), samples, progress=context.progress):
+        layer = moments.layer
+        seen = moments.second if find_bias(layer, shown) is None else moments.covariance
+        matrix = layer.matrix()
+        diagonal = np.einsum("gkk->gk", seen)
+        rounded = shrink(matrix, None, bits).decoded()
+        lost = float(((matrix - rounded) ** 2 @ diagonal[..., None]).sum())
+        energy = sum(float(output_loss(matrix[g], np.zeros(1), seen[g]).sum()) for g in range(layer.groups))
+        yield layer, lost / energy if energy > 0 else 0.0
+
+
+def _fits(constant: gs.Constant) -> bool:
+    return bool(constant.dtype == np.float32 and len(constant.shape) > 1 and np.isfinite(constant.values).all())
+
+
+def _shrunk(layer: LinearLayer, moments: LayerMoments | None, bias: Bias | None, bits: int) -> Coded:
+    """Put a layer's weight on a palette, in place, and let its bias make up for the mean."""
+    matrix = layer.matrix()
+    if moments is None:
+        coded = shrink(matrix, None, bits)
+    else:
+        coded = shrink(matrix, moments.second if bias is None else moments.covariance, bits)
+    decoded = coded.decoded()
+    if bias is not None and moments is not None:
+        bias.shift(np.einsum("grk,gk->gr", matrix - decoded, moments.mean).ravel())
+    layer.weight.values = layer.stored(decoded)
+    return coded
 
 
 def _staged(
     model: Model, layers: Sequence[LinearLayer], context: Context
-) -> Iterator[tuple[LinearLayer, np.ndarray | None]]:
+) -> Iterator[tuple[LinearLayer, LayerMoments | None]]:
     """Yield the layers front to back; the moments of a stage see what the stages before it made of the model."""
     if context.samples is None:
         yield from ((layer, None) for layer in layers)
@@ -86,15 +147,16 @@ def _staged(
     samples = context.samples.take(min(_SAMPLES, len(context.samples)))
     for stage in range(_STAGES):
         part = layers[stage * len(layers) // _STAGES : (stage + 1) * len(layers) // _STAGES]
-        yield from layer_moments(model, part, samples, progress=context.progress)
+        for moments in layer_moments(model, part, samples, progress=context.progress):
+            yield moments.layer, moments
 
 
-def _of_layer(layer: LinearLayer, coded: Coded) -> CodedForm:
+def _of_layer(layer: LinearLayer, coded: Coded, bias: gs.Constant | None) -> CodedForm:
     shape = tuple(layer.weight.shape)
     codes = coded.codes.reshape(layer.groups * layer.rows, -1)
     if layer.transposed:
-        return _form(np.ascontiguousarray(codes.T), coded, (1, -1))
-    return _form(codes.reshape(shape), coded, (-1, *[1] * (len(shape) - 1)))
+        return _form(np.ascontiguousarray(codes.T), coded, (1, -1), bias)
+    return _form(codes.reshape(shape), coded, (-1, *[1] * (len(shape) - 1)), bias)
 
 
 def _by_itself(constant: gs.Constant, bits: int) -> CodedForm:
@@ -102,10 +164,10 @@ def _by_itself(constant: gs.Constant, bits: int) -> CodedForm:
     shape = tuple(constant.shape)
     coded = shrink(np.asarray(constant.values, np.float64).reshape(1, -1, shape[-1]), None, bits)
     constant.values = coded.decoded().reshape(shape)
-    return _form(coded.codes.reshape(shape), coded, (*shape[:-1], 1))
+    return _form(coded.codes.reshape(shape), coded, (*shape[:-1], 1), None)
 
 
-def _form(codes: np.ndarray, coded: Coded, scale_shape: tuple[int, ...]) -> CodedForm:
+def _form(codes: np.ndarray, coded: Coded, scale_shape: tuple[int, ...], bias: gs.Constant | None) -> CodedForm:
     bits = (len(coded.levels) - 1).bit_length()
     nbytes = packed_bytes(codes.size, bits) + coded.levels.nbytes + coded.scale.nbytes
-    return CodedForm(f"{bits}-bit codes", nbytes, 10, codes, coded.levels, coded.scale.reshape(scale_shape))
+    return CodedForm(f"{bits}-bit codes", nbytes, 10, codes, coded.levels, coded.scale.reshape(scale_shape), bias)
