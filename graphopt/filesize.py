@@ -90,7 +90,7 @@ class Scale:
 
         def write(name: str, held: Dense) -> onnx.TensorProto:
             proto = stream.write(name, held)
-            if proto.data_location == onnx.TensorProto.EXTERNAL and id(held) not in weighed:
+            if proto.data_location == onnx.TensorProto.EXTERNAL:
                 weighed[id(held)] = self._remembered(held, None)
             return proto
 

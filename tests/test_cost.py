@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from graphopt.cost import Figures, figures, node_costs
 from graphopt.filesize import Scale
-from graphopt.ir.graph import constants
+from graphopt.ir.graph import constants, payload
 from graphopt.model import Model
 from graphopt.reader import load
 from graphopt.runtime.costs import executed_macs, figures_on
@@ -273,6 +273,17 @@ def test_a_scale_remembers_what_did_not_change() -> None:
     assert remembered == fresh
     assert fresh.nbytes == scale.weigh(model).nbytes
     assert fresh.zstd_nbytes < scale.weigh(model).zstd_nbytes
+
+
+def test_a_scale_does_not_mistake_a_new_weight_for_one_that_is_gone() -> None:
+    scale, model = Scale(), Model.from_proto(big_model((2**15,)))
+    weight, addresses = constants(model.graph)[0], []
+    for seed in range(6):  # an array that is freed leaves its address to a later one
+        values = np.random.default_rng(seed).integers(-(2**seed), 2**seed, 2**15)
+        weight.values = values.astype(np.float32)
+        addresses.append(id(payload(weight)))
+        assert scale.weigh(model) == Scale().weigh(model)
+    assert len(set(addresses)) < len(addresses), "no address was used twice: nothing was tested"
 
 
 def test_the_level_is_chosen_and_told() -> None:
