@@ -171,7 +171,7 @@ class _Writer:
         self._node("DequantizeLinear", [values, scale, self._zero(quantized.scale.shape, np.int8)], restored, **axis)
         unit.node.inputs[1] = restored
         if real_bias is not None:
-            name = bias.name if bias is not None else f"{unit.output.name}_bias"
+            name = bias.name if bias is not None else f"{unit.node.outputs[0].name}_bias"  # the clamp may be gone
             self._set_bias(unit, name, real_bias, np.asarray(quantized.scale * input_scale, np.float32), axis)
 
     def _real_bias(self, unit: Unit) -> np.ndarray | None:
