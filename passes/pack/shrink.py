@@ -20,8 +20,8 @@ class Coded:
 
     Attributes:
         codes: Index of the level of each weight, uint8 [groups, rows, inputs].
-        levels: Values, ascending, float32 [2**bits].
-        scale: Factor of each row, float16 [groups, rows, 1].
+        levels: Values, ascending, float32 [2**bits]; of 8 bits the whole numbers from -128 on.
+        scale: Factor of each row, float16 (float32 of 8 bits) [groups, rows, 1].
     """
 
     codes: np.ndarray
@@ -46,7 +46,7 @@ def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int) -> Coded:
         bits: Bits of a code, 1 to 8.
     """
     groups, _, inputs = matrix.shape
-    levels = np.linspace(-1, 1, 2**bits) if bits < 8 else np.arange(-127, 129) / 127
+    levels = np.linspace(-1, 1, 2**bits) if bits < 8 else np.arange(-128, 128) / 127
     if moment is None or inputs > _FULL:
         diagonal = np.ones((groups, inputs)) if moment is None else np.einsum("gkk->gk", damped(moment))
         scale = start_scale(matrix, diagonal, levels)
@@ -89,6 +89,12 @@ def start_scale(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) ->
 
 
 def _coded(codes: np.ndarray, levels: np.ndarray, scale: np.ndarray) -> Coded:
-    """Return codes with the largest scale moved into the levels: half precision holds the rest well enough."""
+    """Return codes with the largest scale moved into the levels: half precision holds the rest well enough.
+
+    Of 8 bits it is the other way round: whole numbers need no levels in the file.
+    """
+    if len(levels) == 256:
+        whole = np.arange(-128, 128, dtype=np.float32)
+        return Coded(codes.astype(np.uint8), whole, (scale / 127).astype(np.float32))
     top = float(scale.max())
     return Coded(codes.astype(np.uint8), (levels * top).astype(np.float32), (scale / top).astype(np.float16))

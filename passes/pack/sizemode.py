@@ -27,12 +27,12 @@ _LEAST_ALONE = 6  # bits of a weight whose inputs are not known
 
 @dataclass(frozen=True, eq=False)
 class CodedForm(Form):
-    """Codes into shared levels, times a scale a row: Gather, Mul.
+    """Codes into shared levels (of 8 bits: whole numbers) times a scale a row: Gather or Cast, Mul.
 
     Attributes:
         codes: Index of the level of each element, uint8 in the weight's shape.
         levels: Values, float32 [2**bits].
-        scale: Factors, float16, broadcastable to the weight.
+        scale: Factors, float16 or float32, broadcastable to the weight.
         bias: What was shifted together with the weight, or None.
     """
 
@@ -43,9 +43,14 @@ class CodedForm(Form):
 
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
+        single = np.dtype(np.float32)
+        if len(self.levels) == 256:
+            whole = (self.codes.astype(np.int16) - 128).astype(np.int8)
+            return draft.node(
+                "Mul", [draft.cast(draft.stored("int8", whole), single), draft.stored("scale", self.scale)]
+            )
         values = draft.reshape(draft.levels(self.codes, self.levels), self.codes.shape)
-        scale = draft.cast(draft.stored("scale", self.scale), np.dtype(np.float32))
-        return draft.node("Mul", [values, scale])
+        return draft.node("Mul", [values, draft.cast(draft.stored("scale", self.scale), single)])
 
 
 @dataclass(frozen=True)
@@ -169,5 +174,5 @@ def _by_itself(constant: gs.Constant, bits: int) -> CodedForm:
 
 def _form(codes: np.ndarray, coded: Coded, scale_shape: tuple[int, ...], bias: gs.Constant | None) -> CodedForm:
     bits = (len(coded.levels) - 1).bit_length()
-    nbytes = packed_bytes(codes.size, bits) + coded.levels.nbytes + coded.scale.nbytes
+    nbytes = packed_bytes(codes.size, bits) + (coded.levels.nbytes if bits < 8 else 0) + coded.scale.nbytes
     return CodedForm(f"{bits}-bit codes", nbytes, 10, codes, coded.levels, coded.scale.reshape(scale_shape), bias)
