@@ -1,0 +1,144 @@
+"""Pack the models of a folder in several modes and tabulate size, load time, latency and metric.
+
+    python -m benchmarks.storage FOLDER [--only GLOB] [--mode SPEC]... [--max-drop 1%] [--json FILE] [--markdown FILE]
+
+Layout of FOLDER as for `benchmarks.zoo`. Load time and peak memory are those of a fresh process that imports only
+onnxruntime and opens the file; the latency ratio is graphopt's own, paired.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from benchmarks.process import measure
+from benchmarks.zoo import Row, compress
+
+MODES = (
+    "fold,share,prune:ratio=0.3,pack",
+    "fold,share,pack:bits=8",
+    "fold,share,pack:bits=6",
+    "fold,share,pack:bits=5",
+    "fold,share,pack:bits=4",
+    "fold,share,pack:bits=auto",
+)
+_OPENINGS = 5  # fresh processes a file; the median counts
+_OPEN = """
+import sys, time
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+start = time.perf_counter()
+onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+print("SECONDS", time.perf_counter() - start)
+"""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What opening a file takes in a fresh process.
+
+    Attributes:
+        seconds: Median wall time of making the session.
+        peak_bytes: Least peak resident set of the process, libraries included.
+    """
+
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model in one mode."""
+
+    mode: str
+    row: Row
+    before: Loading
+    after: Loading | None
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--only", default="*", help="Glob of model names.")
+@click.option("--mode", "modes", multiple=True, default=MODES, show_default=True, help="Pipeline; may be repeated.")
+@click.option("--evaluator", "assigned", multiple=True, help="NAME=X: judge model NAME with eval_X.py.")
+@click.option("--max-drop", default="1%", show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
+def main(
+    folder: Path,
+    only: str,
+    modes: tuple[str, ...],
+    assigned: tuple[str, ...],
+    max_drop: str,
+    json_file: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Pack every model of FOLDER in every mode and print a table."""
+    evaluators = dict(item.split("=", 1) for item in assigned)
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for model in sorted((folder / "models").glob("*.onnx")):
+            if not fnmatch.fnmatch(model.stem, only):
+                continue
+            before = loading(model)
+            for mode in modes:
+                row = compress(folder, model, Path(scratch), mode, max_drop, evaluators.get(model.stem))
+                after = loading(Path(scratch) / model.name) if row.status == 0 else None
+                results.append(Result(mode, row, before, after))
+                click.echo(line(results[-1]), err=True)
+    table = render(results, max_drop)
+    click.echo(table)
+    if markdown is not None:
+        markdown.write_text(table + "\n")
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+
+
+def loading(model: Path) -> Loading:
+    """Open a file in fresh processes and return what that took."""
+    runs = [measure([sys.executable, "-c", _OPEN, model.resolve()], cwd=model.parent) for _ in range(_OPENINGS)]
+    failed = next((run for run in runs if run.status != 0), None)
+    if failed is not None:
+        raise click.ClickException(f"onnxruntime does not open {model}: {failed.output[-500:]}")
+    seconds = statistics.median(float(run.output.split("SECONDS")[1]) for run in runs)
+    return Loading(seconds, min(run.peak_bytes for run in runs))
+
+
+def line(result: Result) -> str:
+    """Return one line of the table."""
+    row, before, after = result.row, result.before, result.after
+    if after is None or row.after_bytes is None or not row.before_zstd or row.after_zstd is None:
+        return f"| {row.model} | {result.mode} | FAILED: {row.message} | | | | | | |"
+    latency = "-" if row.latency is None else "{:.2f} ({:.2f}-{:.2f})".format(*row.latency)
+    first, last = row.metric_before or {}, row.metric_after or {}
+    cells = (
+        row.model,
+        f"`{result.mode}`",
+        f"{row.after_bytes / row.before_bytes:.3f} (1/{row.before_bytes / row.after_bytes:.1f})",
+        f"{row.after_zstd / row.before_zstd:.3f}",
+        f"{after.seconds / before.seconds:.2f} ({before.seconds:.3f} -> {after.seconds:.3f} s)",
+        f"{after.peak_bytes / before.peak_bytes:.2f}",
+        latency,
+        ", ".join(f"{key} {first[key]:.4g} -> {last[key]:.4g}" for key in first) or "-",
+        "; ".join(row.steps) + f" ({row.seconds:.0f} s)",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def render(results: Iterable[Result], max_drop: str) -> str:
+    """Return the Markdown table."""
+    head = "| model | passes | file | zstd | load time | load memory | latency (95 %) | metric | steps |"
+    return "\n".join((f"`--max-drop {max_drop}`", "", head, "|" + "---|" * 9, *(line(result) for result in results)))
+
+
+if __name__ == "__main__":
+    main()
