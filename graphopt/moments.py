@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphopt.ir.clean import clean
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 from graphopt.layers import LinearLayer, linear_layer
@@ -108,6 +109,7 @@ def _probe(model: Model, layers: Sequence[LinearLayer], samples: int) -> tuple[M
     probe = model.copy()
     graph = probe.graph
     builder = _Builder(graph)
+    graph.outputs.clear()  # what no moment needs is not computed
     names = []
     for layer in layers:
         twin = linear_layer(graph.nodes[positions[id(layer.node)]])
@@ -116,6 +118,7 @@ def _probe(model: Model, layers: Sequence[LinearLayer], samples: int) -> tuple[M
         kept = min(max(_EVIDENCE * layer.inputs // samples, least), most)
         columns = (builder.patches if twin.node.op == "Conv" else builder.features)(twin, kept)
         names.append(builder.moment(columns))
+    clean(graph)
     return probe, names
 
 

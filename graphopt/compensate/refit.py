@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_EVIDENCE = 2**15  # weights a level that levels are fitted to; more change the last digits
+_EVIDENCE = 2**12  # weights a level that levels are fitted to; more change the last digits
 
 
 def refit_scales(weight: np.ndarray, unscaled: np.ndarray, moment: np.ndarray, scale: np.ndarray) -> np.ndarray:
