@@ -125,7 +125,7 @@ def conv(b: Builder) -> None:
 def batch_norm(b: Builder) -> None:
     channels = b.newest.sizes[0]
     names = [b.floats(channels), b.floats(channels), b.floats(channels), b.positive(channels)]
-    b.node("BatchNormalization", [b.newest.name, *names], b.newest.sizes, epsilon=b.pick(1e-5, 1e-3))
+    b.node("BatchNormalization", [b.newest.name, *names], b.newest.sizes, epsilon=b.pick(1e-5, 0.1))
 
 
 def relu(b: Builder) -> None:
