@@ -109,6 +109,8 @@ def compress(
     spec = _spec(ctx, model, passes)
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
+    if data == "":
+        raise UsageError("--data is empty; give samples, or leave it out")
     files = _Files(model, output_path(model, output, in_place=in_place), report)
     check_files(files, in_place=in_place)
 
@@ -156,7 +158,10 @@ def output_path(model: Path, output: Path | None, *, in_place: bool) -> Path:
 
     Raises:
         UsageError: Both an output and in-place are given.
+        ModelError: The model is a folder without a name, such as "." or "/".
     """
+    if not model.name:
+        raise ModelError(f"'{model}' is a folder; give the .onnx file in it")
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other")
     if in_place:
@@ -215,10 +220,29 @@ def _spare_weights(model: Model, files: _Files) -> None:
 
 
 def _write(result: Result, files: _Files) -> Report:
+    if files.report is not None:
+        _prove_writable(files.report, result.report.to_text())
     report = result.save(files.output).report
     if files.report is not None:
-        write_text(files.report, report.to_text())
+        try:
+            write_text(files.report, report.to_text())
+        except ModelError as error:
+            raise ModelError(f"{error}; the model itself was written to '{files.output}'") from error
     return report
+
+
+def _prove_writable(path: Path, text: str) -> None:
+    """Find out whether a report fits on the disk before the model is written.
+
+    Raises:
+        ModelError: It does not.
+    """
+    if not path.exists() or path.is_file():
+        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+        try:
+            write_text(probe, text)
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -66,7 +66,7 @@ def _import(name: str, what: str) -> Any:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(f"{what}: there is no module '{error.name}' in {folder} or among the installed") from error
         raise UsageError(f"{what}: importing it failed: {error}") from error
-    except Exception as error:  # the boundary to the user's own code
+    except (Exception, SystemExit) as error:  # the boundary to the user's own code
         reason = " ".join(str(error).split())
         raise UsageError(f"{what}: importing it failed: {type(error).__name__}: {reason}") from error
 
@@ -100,9 +100,9 @@ def load_metric(metric: Metric | str) -> Metric:
         try:
             with importable(folder):
                 score = float(function(run))
-        except GraphoptError:
-            raise
-        except Exception as error:  # the boundary to the user's own code
+        except GraphoptError as error:
+            raise GraphoptError(f"metric '{name}': {error}") from error
+        except (Exception, SystemExit) as error:  # the boundary to the user's own code
             reason = " ".join(str(error).split())
             raise GraphoptError(f"metric '{name}' failed: {type(error).__name__}: {reason}") from error
         if not math.isfinite(score):

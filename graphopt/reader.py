@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -58,7 +59,10 @@ def _parse(path: Path) -> onnx.ModelProto:
     try:
         if path.is_dir():
             raise ModelError(f"'{path}' is a folder; give the .onnx file in it")
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"'{path}' is a device or a pipe; give an ONNX file")
+        size = status.st_size
         if size > PROTOBUF_LIMIT:
             raise ModelError(
                 f"'{path}' has {size} bytes; a file above 2 GiB is no ONNX model, its weights lie beside it"

@@ -329,6 +329,16 @@ def test_weights_of_the_input_are_not_overwritten(folder: Path, option: str) -> 
 FAILURES = {
     "missing model": (["no.onnx", "-p", "tidy"], "cannot read 'no.onnx'"),
     "model is a folder": ([".", "-p", "tidy", "-o", "x.onnx"], "'.' is a folder; give the .onnx file in it"),
+    "model is a folder without a name": ([".", "-p", "tidy"], "'.' is a folder; give the .onnx file in it"),
+    "model is a device": (["/dev/zero", "-p", "tidy", "-o", "x.onnx"], "'/dev/zero' is a device or a pipe"),
+    "metric ends the process": (
+        ["m.onnx", "-p", "scale", "--metric", "bad:ends"],
+        "metric 'bad:ends' failed: SystemExit",
+    ),
+    "metric feeds a wrong name": (
+        ["m.onnx", "-p", "scale", "--metric", "bad:misfed"],
+        "metric 'bad:misfed': input 'x'",
+    ),
     "empty model": (["empty.onnx", "-p", "tidy"], "'empty.onnx' is empty"),
     "no model": (["s.npz", "-p", "tidy"], "'s.npz' is not an ONNX model"),
     "cannot run": (["odd.onnx", "-p", "tidy"], "'odd.onnx': ONNX Runtime does not take the model: "),
@@ -348,6 +358,7 @@ def test_failure(folder: Path, case: str) -> None:
     np.savez(folder / "t.npz", z=np.zeros((2, 4), np.float32))
     (folder / "bad.py").write_text(
         "def fails(run):\n    raise KeyError('y2')\ndef nan(run):\n    return float('nan')\n"
+        "def ends(run):\n    raise SystemExit(0)\ndef misfed(run):\n    return run({'q': 1})\n"
     )
     before = files(folder)
     result = graphopt(*args, "--no-benchmark", "--report", "r.json")

@@ -210,6 +210,14 @@ def test_losses_add_up_against_the_original() -> None:
     assert outcomes[-1] == "rolled back", "each step is small, all together are not"
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_prove_nothing_judge_nothing(value: float) -> None:
+    feeds = [{"x": np.full((1, 4), value, np.float32)}]
+    _, (step,) = run(SlightScale(), data=feeds)
+    assert step.outcome == "rolled back"
+    assert "nothing can be judged" in step.reason
+
+
 def test_without_samples_a_lossy_pass_is_not_judged() -> None:
     _, (step,) = run(SlightScale(), data=None)
     assert step.outcome == "accepted"

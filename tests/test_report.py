@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 
@@ -18,9 +19,11 @@ from graphopt.base import PassReport, Skip
 from graphopt.console import BarProgress, console_for
 from graphopt.cost import Figures
 from graphopt.evaluate import Drop
+from graphopt.model import Model
 from graphopt.pipeline import Step
 from graphopt.report import FileInfo, Machine, Report, SampleInfo, Timing, schema
 from graphopt.report import text as words
+from graphopt.report.build import data_files
 from graphopt.report.environment import file_info, machine, peak_memory, versions
 from graphopt.report.terminal import by_reason, render
 from graphopt.runtime.timing import Ratio
@@ -364,3 +367,14 @@ def test_any_path_can_be_told() -> None:
     render(made, console_for(stream))
     stream.flush()
     assert b"output   \\udcff.onnx" in stream.buffer.getvalue()
+
+
+def test_data_files_of_a_model_with_functions(capfd: pytest.CaptureFixture[str]) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "my" : 1]>
+    g (float[2] x) => (float[2] y) { y = my.twice(x) }
+    <domain: "my", opset_import: ["" : 17]>
+    twice (a) => (b) { b = Add(a, a) }
+    """
+    assert data_files(Model.from_proto(onnx.parser.parse_model(text))) == frozenset()
+    assert capfd.readouterr().out == "", "GraphSurgeon complains on stdout about attributes that a Function lacks"

@@ -288,6 +288,39 @@ def test_at_most_one_sample_is_held() -> None:
         del item
 
 
+def test_samples_that_change_between_readings_are_refused() -> None:
+    calls: list[int] = []
+
+    def shuffled() -> Iterator[dict[str, np.ndarray]]:
+        calls.append(1)
+        yield {"x": numbers(1, 3, 4, 4) + len(calls)}
+
+    samples = open_samples(shuffled, IMAGE)
+    with pytest.raises(SampleError, match=r"sample 0 of .* changed between two readings; .*\(seed its randomness"):
+        list(samples)
+
+
+def test_samples_that_run_dry_are_refused() -> None:
+    calls: list[int] = []
+
+    def once() -> Iterator[dict[str, np.ndarray]]:
+        calls.append(1)
+        yield from [{"x": numbers(1, 3, 4, 4)}] * (2 if len(calls) == 1 else 0)
+
+    samples = open_samples(once, IMAGE)
+    with pytest.raises(SampleError, match="gave 1 samples before and 0 now; they must stay the same"):
+        list(samples)
+
+
+def test_code_that_ends_the_process_is_an_error() -> None:
+    def ends() -> Iterator[dict[str, np.ndarray]]:
+        raise SystemExit(0)
+        yield {}
+
+    with pytest.raises(SampleError, match="failed: SystemExit"):
+        open_samples(ends, IMAGE)
+
+
 def test_take_is_evenly_spaced() -> None:
     samples = open_samples(numbers(10, 3, 4, 4), IMAGE)
 

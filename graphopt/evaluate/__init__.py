@@ -86,6 +86,11 @@ class Evaluator:
         with self._open(model) as session:
             for feeds, expected in self._progress.track(self._expected(), "judge", len(self._samples)):
                 agreement.add(expected, session.run(feeds))
+        if not agreement.compared:
+            raise SampleError(
+                "on these samples the original's outputs are empty, or nothing but NaN and infinities: nothing can be "
+                "judged on them"
+            )
         return agreement_drop(agreement.losses(), len(self._samples), self._samples.is_random)
 
     def metric_of_original(self) -> float:

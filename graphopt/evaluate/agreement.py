@@ -12,6 +12,8 @@ from graphopt.evaluate.classes import Scores, same_top
 from graphopt.evaluate.statistics import ratio, ratio_interval, share_interval
 from graphopt.runtime.compare import is_float, leaves, sums
 
+_UNDEFINED = "NaN and infinities"
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -44,6 +46,7 @@ class _Tally:
     energies: list[tuple[float, float]] = field(default_factory=list)
     counts: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     lost: bool = False
+    finite: bool = False
 
     def count(self, kind: str, differing: int, total: int) -> None:
         if total:
@@ -79,6 +82,12 @@ class Agreement:
                 energy, error = energy + gained[0], error + gained[1]
             tally.energies.append((energy, error))
 
+    @property
+    def compared(self) -> bool:
+        """Whether anything was there to compare: a number, or another value that is not NaN or infinite."""
+        tallies = self._tallies.values()
+        return any(tally.lost or tally.finite or any(kind != _UNDEFINED for kind in tally.counts) for tally in tallies)
+
     def losses(self) -> tuple[Loss, ...]:
         """Return the losses so far, the largest first."""
         found: list[Loss] = []
@@ -99,7 +108,8 @@ class Agreement:
             return 0.0, 0.0
         total = sums(ours, theirs)
         tally.lost = tally.lost or total.lost > 0
-        tally.count("NaN and infinities", total.undefined - total.undefined_same, total.undefined)
+        tally.finite = tally.finite or ours.size > total.undefined
+        tally.count(_UNDEFINED, total.undefined - total.undefined_same, total.undefined)
         if name in self._scores:
             rows, others = self._scores[name].rows(ours), self._scores[name].rows(theirs)
             if rows is not None and others is not None:

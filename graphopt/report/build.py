@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphopt.ir.graph import constants, payload
+from graphopt.ir.graph import constants, declared, payload
 from graphopt.ir.payload import StoredTensor, external_reference
 from graphopt.pipeline import Pipeline, Step, with_required
 from graphopt.report import Report, SampleInfo, Timing
@@ -158,7 +158,7 @@ def warnings_for(run: Finished, drop: Drop | None) -> Sequence[str]:
 def data_files(model: Model) -> frozenset[Path]:
     """Return the files of external data that the model still reads from."""
     roots = (model.graph, *model.graph.functions)
-    held = (payload(constant) for root in roots for constant in (*constants(root), *getattr(root, "declared", ())))
+    held = (payload(constant) for root in roots for constant in (*constants(root), *declared(root)))
     return frozenset(
         item.folder / external_reference(item.tensor)[0]
         for item in held

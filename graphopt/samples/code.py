@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class CodeReader:
         self._fit = fit
         self._folder = str(Path.cwd())
         self._count: int | None = None
+        self._digests: list[bytes] = []
 
     def __len__(self) -> int:
         """Return the number of samples, which takes one pass over them."""
@@ -52,13 +54,24 @@ class CodeReader:
             if not isinstance(feeds, Mapping):
                 what = f"sample {count} of '{self._name}' is of type {type(feeds).__name__}"
                 raise SampleError(f"{what}; give a mapping of input names to arrays")
+            self._compare(count, feeds)
             count += 1
             yield dict(feeds)
-        if self._count not in (None, count):
-            raise SampleError(
-                f"'{self._name}' gave {self._count} samples before and {count} now; they must stay the same"
-            )
+        if count != len(self._digests) or self._count not in (None, count):
+            before = max(len(self._digests), self._count or 0)
+            raise SampleError(f"'{self._name}' gave {before} samples before and {count} now; they must stay the same")
         self._count = count
+
+    def _compare(self, index: int, feeds: Mapping[str, Any]) -> None:
+        """Refuse a sample that is not what it was when it was read before: figures would compare unlike things."""
+        digest = _digest(feeds)
+        if index == len(self._digests):
+            self._digests.append(digest)
+        elif digest != self._digests[index]:
+            raise SampleError(
+                f"sample {index} of '{self._name}' changed between two readings; it must give the same samples each "
+                "time (seed its randomness, do not shuffle)"
+            )
 
     def _run(self, step: Callable[[], Any]) -> Any:
         with _importable(self._folder):
@@ -66,12 +79,34 @@ class CodeReader:
                 return step()
             except GraphoptError:
                 raise
-            except Exception as error:  # the boundary to the user's own code
+            except (Exception, SystemExit) as error:  # the boundary to the user's own code
                 reason = " ".join(str(error).split())
                 raise SampleError(f"'{self._name}' failed: {type(error).__name__}: {reason}") from error
 
 
 _END = object()
+
+
+def _digest(feeds: Mapping[str, Any]) -> bytes:
+    digest = blake2b(digest_size=16)
+    for name in sorted(feeds, key=str):
+        digest.update(repr(name).encode())
+        for part in _parts(feeds[name]):
+            digest.update(part)
+    return digest.digest()
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    """Yield what makes a value what it is, arrays by their bytes."""
+    if isinstance(value, (list, tuple)):
+        yield str(len(value)).encode()
+        for item in value:
+            yield from _parts(item)
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        yield repr((value.dtype, value.shape)).encode()
+        yield value.tobytes()
+    else:
+        yield repr(value.tolist() if isinstance(value, np.ndarray) else value).encode()
 
 
 def load_code(text: str, fit: Fit) -> CodeReader:
