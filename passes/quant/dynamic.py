@@ -71,13 +71,15 @@ def _reason(node: gs.Node, target: Target, opset: int) -> str | None:
         return None
     weight = node.inputs[1]
     if not isinstance(weight, gs.Constant):
-        return None
+        return None if weight.inputs else "its weight is an input, which a caller may set"
     if target.kernel(node.op, "dynamic", opset) is None:
         return f"{target.name} has no integer kernel for {node.op}"
     if np.dtype(weight.dtype) != _FLOAT32:
         return f"its weight is {np.dtype(weight.dtype).name}, not float32"
     if isinstance(node.inputs[0], gs.Constant) or 0 in weight.shape:
         return None
+    if not np.isfinite(weight.values).all():
+        return "its weight holds NaN or infinities"
     if any(producer.op in QUANTIZERS for producer in node.inputs[0].inputs):
         return "it is quantized already"
     return _lstm_reason(node) if node.op == "LSTM" else _matrix_reason(node, weight)

@@ -159,6 +159,8 @@ def _match_weighted(position: int, node: gs.Node, kernel: Kernel) -> Unit | str 
         return "the type of its input is not known"
     if 0 in weight.shape:
         return "its weight is empty"
+    if not np.isfinite(weight.values).all():
+        return "its weight holds NaN or infinities"
     reason = _form_reason(node, weight)
     if reason:
         return reason

@@ -1,0 +1,247 @@
+"""Quantization: pure functions against their definitions, and the pass on models where the right answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from graphopt.api import compress
+from graphopt.ir.graph import constants, walk_nodes
+from graphopt.model import Model
+from graphopt.passes.quant.ranges import affine, choose_range, squared_error
+from graphopt.passes.quant.weights import (
+    least_scale,
+    quantize_bias,
+    quantize_rows,
+    quantize_tensor,
+    quantize_weight,
+    saturates,
+)
+from graphopt.runtime.session import op_counts, open_session, optimized_model
+
+RNG = np.random.default_rng(11)
+
+
+class TestWeights:
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_error_is_half_a_step_at_most(self, axis: int) -> None:
+        weight = RNG.normal(size=(16, 24)).astype(np.float32) * np.geomspace(0.01, 10, 16)[:, None].astype(np.float32)
+        found = quantize_weight(weight, axis)
+        assert found.values.dtype == np.int8
+        assert found.scale.shape == (weight.shape[axis],)
+        steps = found.scale.reshape([-1, 1] if axis == 0 else [1, -1])
+        inside = np.abs(weight) <= 127 * steps
+        assert (
+            np.abs(found.restored() - weight)[inside] <= 0.5001 * np.broadcast_to(steps, weight.shape)[inside]
+        ).all()
+
+    def test_scales_are_of_each_channel(self) -> None:
+        weight = np.stack([np.linspace(-1, 1, 255), np.linspace(-100, 100, 255)]).astype(np.float32)
+        scale = quantize_weight(weight, 0).scale
+        assert scale[1] / scale[0] == pytest.approx(100, rel=1e-4)
+
+    def test_scale_beats_the_largest_magnitude_on_outliers(self) -> None:
+        rows = RNG.normal(size=(4, 4096)).astype(np.float32)
+        rows[:, 0] = 40
+        codes, scales = quantize_rows(rows)
+        best = np.square(codes * scales[:, None] - rows).sum()
+        plain = np.abs(rows).max(axis=1, keepdims=True) / 127
+        assert best < np.square(np.rint(rows / plain) * plain - rows).sum()
+
+    def test_pairs_do_not_saturate(self) -> None:
+        rows = np.full((1, 8), 1.0, np.float32)
+        codes, _ = quantize_rows(rows)
+        assert saturates(codes, "even"), "the test needs weights that would"
+        bounded, scales = quantize_rows(rows, "even")
+        assert not saturates(bounded, "even")
+        np.testing.assert_allclose(bounded * scales[:, None], rows, rtol=0.02)
+
+    def test_zeros_stay_zeros(self) -> None:
+        found = quantize_weight(np.zeros((3, 5), np.float32), 0)
+        assert not found.values.any()
+        assert (found.scale > 0).all()
+        assert quantize_tensor(np.zeros((2, 2), np.float32)).restored().sum() == 0
+
+    def test_bias_is_in_units_of_both_scales(self) -> None:
+        scale = np.array([0.5, 0.25])
+        np.testing.assert_array_equal(quantize_bias(np.array([1.0, -1.0], np.float32), scale), [2, -4])
+
+    def test_bias_that_does_not_fit_is_told_what_it_takes(self) -> None:
+        bias, input_scale = np.array([1e6], np.float32), 1e-4
+        with pytest.raises(ValueError, match="does not fit into 32 bits"):
+            quantize_bias(bias, np.array([input_scale * 1e-4]))
+        quantize_bias(bias, input_scale * least_scale(bias, input_scale))
+
+
+class TestRanges:
+    def test_zero_is_exact_and_the_range_is_covered(self) -> None:
+        for low, high in ((-1.0, 3.0), (2.0, 5.0), (-7.0, -1.0), (0.0, 0.1)):
+            found = affine(low, high)
+            assert 0 <= found.zero_point <= 255
+            assert found.round_trip(np.zeros(1, np.float32))[0] == 0
+            ends = np.array([min(low, 0), max(high, 0)], np.float32)
+            np.testing.assert_allclose(found.round_trip(ends), ends, atol=float(found.scale))
+
+    def test_a_range_that_is_not_finite_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="must be finite"):
+            affine(0.0, np.inf)
+
+    @pytest.mark.parametrize("method", ["percentile", "entropy"])
+    def test_an_outlier_is_clipped(self, method: Any) -> None:
+        values = np.append(RNG.normal(size=200_000), 500.0)
+        counts, edges = np.histogram(values, 2048)
+        low, high = choose_range(method, float(values.min()), 500.0, counts, edges)
+        assert high < 250
+        assert low < -2
+        assert choose_range("minmax", float(values.min()), 500.0, counts, edges)[1] == 500.0
+
+    def test_least_squares_errs_no_more_than_the_whole_range(self) -> None:
+        values = RNG.standard_cauchy(size=100_000)
+        counts, edges = np.histogram(values, 2048)
+        whole = (float(values.min()), float(values.max()))
+        found = choose_range("mse", *whole, counts, edges)
+        assert squared_error(*found, counts, edges) <= squared_error(*whole, counts, edges)
+
+
+CONV = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 16, 24, 24] x) => (float[N, 32] y)
+<float[32, 16, 3, 3] w, float[32] b, float[32, 32, 3, 3] v, float[32] c>
+{
+  h = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+  r = Relu(h)
+  s = Conv <pads = [1, 1, 1, 1]> (r, v, c)
+  t = Relu(s)
+  p = GlobalAveragePool(t)
+  y = Flatten(p)
+}
+"""
+MATRIX = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 512] x) => (float[N, 256] y)
+<float[512, 256] w>
+{ y = MatMul(x, w) }
+"""
+
+
+def build(text: str, **weights: np.ndarray) -> Model:
+    """Return the model with values for the weights that the text only declares, random where none are given."""
+    proto = onnx.parser.parse_model(text)
+    for info in proto.graph.value_info:
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        values = weights.get(info.name, RNG.normal(size=shape) / np.sqrt(np.prod(shape[1:])))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), info.name))
+    del proto.graph.value_info[:]
+    return Model.from_proto(proto)
+
+
+def feeds(shape: tuple[int, ...], count: int = 8) -> list[Mapping[str, np.ndarray]]:
+    return [{"x": RNG.normal(size=shape).astype(np.float32)} for _ in range(count)]
+
+
+def quantize(model: Model, spec: str, data: Any = None, **options: Any) -> Any:
+    return compress(model, spec, data=data, benchmark=False, **options)
+
+
+def ops(model: Model) -> set[str]:
+    return {node.op for node in walk_nodes(model.graph)}
+
+
+def test_static_convolutions_become_integer_kernels() -> None:
+    data = feeds((1, 16, 24, 24))
+    result = quantize(build(CONV), "quant:mode=static", data, max_drop=0.05)
+    assert result.report.steps[-1].outcome == "accepted", result.report.steps[-1].reason
+    counts = op_counts(optimized_model(result.model))
+    assert counts["QLinearConv"] + counts["com.microsoft:QLinearConv"] == 2  # the latter in channels-last layout
+    assert counts.get("Conv", 0) == 0
+    assert result.report.drop.value < 0.01
+
+
+def test_bias_scale_is_the_product_of_input_and_weight_scale() -> None:
+    model = quantize(build(CONV), "quant:mode=static", feeds((1, 16, 24, 24)), max_drop=0.05).model
+    convolutions = [node for node in model.graph.nodes if node.op == "Conv"]
+    assert convolutions
+    for node in convolutions:
+        data, weight, bias = (tensor.inputs[0] for tensor in node.inputs)
+        assert (data.op, weight.op, bias.op) == ("DequantizeLinear",) * 3
+        assert bias.inputs[0].dtype == np.int32
+        product = data.inputs[1].values * weight.inputs[1].values
+        np.testing.assert_allclose(bias.inputs[1].values, product, rtol=1e-6)
+
+
+def test_the_same_answers_with_optimizations_off() -> None:
+    data = feeds((1, 16, 24, 24), 4)
+    model = quantize(build(CONV), "quant:mode=static", data, max_drop=0.05).model
+    with open_session(model) as fused, open_session(model, optimize=False) as plain:
+        for item in data:
+            one, other = fused.run(item)["y"], plain.run(item)["y"]
+            np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
+
+
+def test_without_samples_matrices_are_dynamic() -> None:
+    result = quantize(build(MATRIX), "quant")
+    assert result.report.steps[-1].outcome == "accepted"
+    assert "MatMulInteger" in ops(result.model)
+    notes = " ".join(result.report.steps[-1].report.notes)
+    assert "--data" in notes
+    (x,) = feeds((4, 512), 1)
+    with open_session(build_like(result.model)) as session:
+        assert np.isfinite(session.run(x)["y"]).all()
+
+
+def build_like(model: Model) -> Model:
+    return Model.from_proto(model.to_proto())
+
+
+def test_weights_are_stored_in_a_quarter_of_the_bytes() -> None:
+    result = quantize(build(MATRIX), "quant")
+    assert result.report.after.nbytes < 0.27 * result.report.before.nbytes
+    assert {np.dtype(item.dtype) for item in constants(result.model.graph) if item.values.size > 1000} == {
+        np.dtype(np.int8)
+    }
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_left_alone(value: float) -> None:
+    weight = RNG.normal(size=(512, 256))
+    weight[3, 4] = value
+    step = quantize(build(MATRIX, w=weight), "quant").report.steps[-1]
+    assert step.outcome == "unchanged"
+    assert any("NaN or infinities" in skip.reason for skip in step.report.skipped)
+
+
+def test_cuda_has_no_integer_kernels() -> None:
+    step = quantize(build(MATRIX), "quant", target="cuda").report.steps[-1]
+    assert step.outcome == "unchanged"
+    assert "cuda has no int8 kernels" in " ".join(step.report.notes)
+
+
+def test_static_without_samples_says_what_is_missing() -> None:
+    step = quantize(build(MATRIX), "quant:mode=static").report.steps[-1]
+    assert step.outcome == "unchanged"
+    assert "needs samples (--data)" in " ".join(step.report.notes)
+
+
+def test_excluded_nodes_stay_float() -> None:
+    step = quantize(build(MATRIX), "quant:exclude=MatMul").report.steps[-1]
+    assert step.outcome == "unchanged"
+
+
+def test_a_quantized_model_is_left_as_it_is() -> None:
+    once = quantize(build(CONV), "quant:mode=static", feeds((1, 16, 24, 24)), max_drop=0.05).model
+    again = quantize(once, "quant:mode=static", feeds((1, 16, 24, 24)), max_drop=0.05).report.steps[-1]
+    assert again.outcome == "unchanged"
+    assert any("quantized already" in skip.reason for skip in again.report.skipped)
+
+
+def test_the_limit_decides_how_much_is_quantized() -> None:
+    data = feeds((1, 16, 24, 24))
+    loose = quantize(build(CONV), "quant:mode=static", data, max_drop=0.05)
+    tight = quantize(build(CONV), "quant:mode=static", data, max_drop=1e-9)
+    assert loose.report.steps[-1].outcome == "accepted"
+    assert tight.report.steps[-1].outcome != "accepted"
+    assert tight.report.drop.value == 0
