@@ -28,9 +28,11 @@ def raised(model: Model) -> tuple[Model, str]:
     if model.weight_bytes > PROTOBUF_LIMIT:
         return model, f"opset {before} was kept: the converter takes no model of more than 2 GiB"
     try:
-        proto = version_converter.convert_version(model.to_proto(), WANTED)
+        before_proto = model.to_proto()
+        proto = version_converter.convert_version(before_proto, WANTED)
     except _REFUSALS as error:
         return model, f"opset {before} was kept: the converter failed ({_first_line(error)})"
+    _restate(proto, before_proto)
     converted = Model.from_proto(proto, model.path)
     converted.residue = model.residue
     converted.graph.ir_version = max(model.graph.ir_version or 0, 8)
@@ -43,6 +45,14 @@ def raised(model: Model) -> tuple[Model, str]:
     clean(converted.graph)
     infer_shapes(converted)
     return converted, f"the model was converted from opset {before} to {WANTED}, which has one scale per channel"
+
+
+def _restate(proto: onnx.ModelProto, before: onnx.ModelProto) -> None:
+    """Give inputs and outputs the types that the file stated: the converter writes down what it infers."""
+    for infos, stated in ((proto.graph.input, before.graph.input), (proto.graph.output, before.graph.output)):
+        if [info.name for info in infos] == [info.name for info in stated]:
+            del infos[:]
+            infos.extend(stated)
 
 
 def _first_line(error: Exception) -> str:
