@@ -295,6 +295,9 @@ def _finished(b: Builder) -> onnx.ModelProto:
     outputs = [
         helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [b.batch, *value.sizes]) for value in ends.values()
     ]
+    listed = {info.name for info in b.inputs}
+    shown = [tensor for tensor in b.weights if tensor.name not in listed and b.chance(10)]
+    outputs += [helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in shown]
     graph = helper.make_graph(b.nodes, "generated", b.inputs, outputs, b.weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", b.opset)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
