@@ -57,6 +57,8 @@ class Pass(ABC):
         name: What the user types after `-p`.
         requires: Names of passes that must have run before; the pipeline inserts missing ones.
         may_grow: Whether the file may become larger.
+        accepted_unjudged: Whether a lossy pass counts as good where neither samples nor a metric can judge it; only for
+            passes whose loss is small by their nature.
         promises_speed: Whether the pass is rolled back when the result is measurably slower on the target.
     """
 
@@ -64,6 +66,7 @@ class Pass(ABC):
     requires: ClassVar[tuple[str, ...]] = ()
     may_grow: ClassVar[bool] = False
     promises_speed: ClassVar[bool] = False
+    accepted_unjudged: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -97,6 +97,11 @@ class Contract:
         evaluator, limit = self._context.evaluator, self._context.max_drop
         open_session(after, threads=1).close()
         drop = evaluator.drop(after)
+        if drop is None and not item.accepted_unjudged and limit < 1:
+            return Verdict(
+                "nothing can judge its loss: give samples with --data or a score with --metric, or allow any loss with "
+                "--max-drop 100%"
+            )
         if drop is not None and not drop.within(limit):
             return Verdict(f"{drop.measure} dropped by {drop.value:.2%}, more than the limit of {limit:.2%}", drop)
         latency = evaluator.latency(before, after) if item.promises_speed else None

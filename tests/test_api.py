@@ -45,6 +45,7 @@ class Scale(Pass):
 
     name: ClassVar[str] = "scale"
     lossless: ClassVar[bool] = False
+    accepted_unjudged: ClassVar[bool] = True
     by: float = 1.0001
 
     def run(self, model: Model, context: Context) -> PassReport:
@@ -75,6 +76,7 @@ class DropTanh(Pass):
 
     name: ClassVar[str] = "drop-tanh"
     lossless: ClassVar[bool] = False
+    accepted_unjudged: ClassVar[bool] = True
 
     def run(self, model: Model, context: Context) -> PassReport:
         matmul, tanh = model.graph.nodes

@@ -67,6 +67,7 @@ class Scale(Pass):
 
     name: ClassVar[str] = "scale"
     lossless: ClassVar[bool] = False
+    accepted_unjudged: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("tidy",)
     by: float = 1.0001
     how_often: int = 1

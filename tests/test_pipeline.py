@@ -83,6 +83,10 @@ class SlightScale(LossyScale):
     factor: float = 1.003
 
 
+class Trusted(SlightScale):
+    accepted_unjudged: ClassVar[bool] = True
+
+
 class RenameOutput(_Test):
     def run(self, model: Model, context: Context) -> PassReport:
         model.graph.outputs[0].name = "z"
@@ -220,6 +224,13 @@ def test_samples_that_prove_nothing_judge_nothing(value: float) -> None:
 
 def test_without_samples_a_lossy_pass_is_not_judged() -> None:
     _, (step,) = run(SlightScale(), data=None)
+    assert step.outcome == "rolled back"
+    assert step.reason.startswith("nothing can judge its loss: give samples with --data")
+
+
+@pytest.mark.parametrize(("item", "limit"), [(SlightScale(), 1.0), (Trusted(), 0.01)])
+def test_unless_any_loss_is_allowed_or_the_pass_is_trusted(item: Pass, limit: float) -> None:
+    _, (step,) = run(item, data=None, max_drop=limit)
     assert step.outcome == "accepted"
     assert step.drop is None
     assert step.verified == "not judged: no --data"
