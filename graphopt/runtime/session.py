@@ -15,6 +15,8 @@ import onnxruntime as ort
 
 from graphopt.errors import ModelError
 from graphopt.model import Model
+from graphopt.reader import load
+from graphopt.runtime.hazards import hazard
 from graphopt.runtime.messages import RUNTIME_ERRORS, one_line
 from graphopt.runtime.values import is_foreign, run_foreign
 
@@ -182,6 +184,8 @@ def _open(model: Model | onnx.ModelProto | Path, provider: str, options: Any) ->
     if provider not in available_providers():
         known = ", ".join(available_providers())
         raise ModelError(f"the installed onnxruntime has no {provider}; it has {known}")
+    if options.graph_optimization_level != _LEVELS[False]:
+        _refuse_hazards(model)
     if isinstance(model, Path):
         return _create(str(model), provider, options, None)
     if isinstance(model, Model) and model.weight_bytes <= _IN_MEMORY:
@@ -198,6 +202,20 @@ def _open(model: Model | onnx.ModelProto | Path, provider: str, options: Any) ->
     except ModelError:
         folder.cleanup()
         raise
+
+
+def _refuse_hazards(model: Model | onnx.ModelProto | Path) -> None:
+    """Refuse what would end the process."""
+    try:
+        if isinstance(model, Path):
+            model = load(model)
+        elif isinstance(model, onnx.ModelProto):
+            model = Model.from_proto(model)
+    except ModelError:
+        return  # ONNX Runtime says itself what is wrong with it
+    found = hazard(model.graph)
+    if found:
+        raise ModelError(found)
 
 
 def _create(
