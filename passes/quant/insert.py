@@ -7,7 +7,7 @@ channel behind a DequantizeLinear, and the bias is int32 with the product of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +19,11 @@ from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 from graphopt.model import Model
 from graphopt.passes.quant.placement import Placement, stored_output
 from graphopt.passes.quant.ranges import Affine, affine
-from graphopt.passes.quant.units import Unit
+from graphopt.passes.quant.units import Unit, outputs_of_scopes
 from graphopt.passes.quant.weights import QuantizedWeight, least_scale, quantize_bias, quantize_tensor, quantize_weight
 
 _FLOAT32 = np.dtype(np.float32)
+_SELF_QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm"})  # by ONNX Runtime, between integers
 
 
 @dataclass
@@ -78,6 +79,7 @@ def insert(model: Model, units: Mapping[int, Unit], placement: Placement, parame
     """
     writer = _Writer(model, placement, parameters, store)
     mine = [units[unit.position] for unit in placement.units]
+    writer.announce(mine)
     for unit in mine:
         writer.store_output(unit)
     for unit in mine:
@@ -95,10 +97,16 @@ class _Writer:
         self._parameters = parameters
         self._store = store
         self._taken = tensor_names(model.graph)
+        self._integer: set[int] = set()
+        self._handed_out = outputs_of_scopes(model.graph)
         self._restored: dict[int, gs.Tensor] = {}
         self._scalars: dict[tuple[str, Affine], tuple[gs.Constant, gs.Constant]] = {}
         self._weights: dict[int, tuple[gs.Constant, gs.Constant, QuantizedWeight]] = {}
         self._zeros: dict[tuple[int, ...], gs.Constant] = {}
+
+    def announce(self, units: Iterable[Unit]) -> None:
+        """Tell which nodes will read integers."""
+        self._integer = {id(unit.node) for unit in units}
 
     def store_output(self, unit: Unit) -> None:
         """Put a quantizer pair behind a unit: all readers of its output see what was stored."""
@@ -109,8 +117,23 @@ class _Writer:
         if unit.clamp is not None:
             disconnect(unit.clamp)
         unit.node.outputs[0] = raw
-        self._pair(raw, output, output.name)
-        self._restored[id(output)] = output
+        restored = output
+        if self._needs_screen(output):
+            restored = self._variable(f"{output.name}_dequantized", _FLOAT32, output.shape)
+            self._node("Max", [restored], output)
+        self._pair(raw, restored, output.name)
+        self._restored[id(output)] = restored
+
+    def _needs_screen(self, tensor: gs.Tensor) -> bool:
+        """Whether the float readers of a stored tensor must not see that it comes from a DequantizeLinear.
+
+        ONNX Runtime gives each reader of a DequantizeLinear one of its own, which hides from its fusions (Gelu, layer
+        normalization) that two readers read the same; and it quantizes the weights of a Conv between integers by
+        itself, with one scale. A Max of one input stops both, for less than a second DequantizeLinear takes.
+        """
+        readers = [node for node in tensor.outputs if id(node) not in self._integer]
+        count = len(readers) + (id(tensor) in self._handed_out)
+        return count > 1 or any(node.op in _SELF_QUANTIZED for node in readers)
 
     def feed(self, unit: Unit) -> None:
         """Let a unit read integers."""

@@ -9,13 +9,12 @@ from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import walk_nodes
 from graphopt.model import Model
 from graphopt.passes.quant.audit import Audit, audit
-from graphopt.passes.quant.calibrate import Calibration, bias_shift
+from graphopt.passes.quant.calibrate import Calibration, bias_shift, input_shifts
 from graphopt.passes.quant.dynamic import DynamicSite, quantize_dynamic, sites_in
 from graphopt.passes.quant.insert import WeightStore, insert
 from graphopt.passes.quant.opset import PER_CHANNEL
 from graphopt.passes.quant.placement import Placement, place
 from graphopt.passes.quant.ranges import Affine, RangeMethod
-from graphopt.passes.quant.sensitivity import unit_noise
 from graphopt.passes.quant.units import Unit, units_in
 from graphopt.targets import Target
 
@@ -43,6 +42,10 @@ class Plan:
         gone = frozenset(positions)
         return replace(self, static=self.static - gone, dynamic=self.dynamic - gone)
 
+    def only(self, positions: frozenset[int]) -> Plan:
+        """Return the plan with all other nodes left float."""
+        return replace(self, static=self.static & positions, dynamic=self.dynamic & positions)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -61,6 +64,21 @@ class Candidate:
     changed: int
     audit: Audit
     unfused: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Written:
+    """A model made after a plan, before anybody looked at it.
+
+    Attributes:
+        model: The model.
+        placement: What runs in integers with fixed ranges.
+        changed: Nodes that run in integers.
+    """
+
+    model: Model
+    placement: Placement
+    changed: int
 
 
 @dataclass
@@ -82,6 +100,7 @@ class Workshop:
     calibration: Calibration | None
     _store: WeightStore = field(init=False)
     _sizes: dict[str, int] = field(init=False)
+    _corrected: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self._store = WeightStore(self.pairs, per_channel=self.model.opset >= PER_CHANNEL)
@@ -100,15 +119,15 @@ class Workshop:
         """Make the model of a plan, and take back what does not fuse."""
         refused: frozenset[int] = frozenset()
         for _ in range(_AUDITS):
-            model, placement, changed = self._write(plan)
-            names = {str(unit.node.name): unit.position for unit in placement.units}
-            found = audit(model, names)
+            written = self.write(plan)
+            names = {str(unit.node.name): unit.position for unit in written.placement.units}
+            found = audit(written.model, names)
             left = frozenset(names[name] for name in found.unfused)
             if not left:
                 break
             refused |= left
             plan = plan.without(left)
-        return Candidate(plan, model, changed, found, refused)
+        return Candidate(plan, written.model, written.changed, found, refused)
 
     def placement(self, plan: Plan) -> Placement:
         """Return what runs in integers under a plan."""
@@ -118,28 +137,20 @@ class Workshop:
         """Return the parameters of every stored tensor."""
         return self.calibration.parameters(placement, self.units, method) if self.calibration is not None else {}
 
-    def ranking(self, plan: Plan) -> list[int]:
-        """Return the positions of a plan's nodes, those first whose integers lose most."""
+    def correct_means(self, plan: Plan) -> bool:
+        """Let biases also take up what rounding the inputs does to the mean of the outputs; whether that is news."""
+        if self._corrected == plan.ranges or self.calibration is None or not plan.static:
+            return False
         placement = self.placement(plan)
-        parameters = self.parameters(placement, plan.ranges)
-        noise = {}
-        for unit in placement.units:
-            assert self.calibration is not None
-            weight = self._store.weight(unit) if unit.weight is not None else None
-            noise[unit.position] = unit_noise(unit, weight, self.calibration, parameters)
-        for position in plan.dynamic:
-            noise[position] = self._dynamic_noise(position)
-        return sorted(noise, key=lambda position: (-noise[position], position))
+        self._correct(placement)
+        shifts = input_shifts(self.model, placement.units, self.parameters(placement, plan.ranges), self.calibration)
+        for position, shift in shifts.items():
+            self._store.bias_shift[position] = self._store.bias_shift[position] + shift
+        self._corrected = plan.ranges
+        return True
 
-    def _dynamic_noise(self, position: int) -> float:
-        """Noise of a dynamic site, as if its range were fixed; 0 where nothing was observed."""
-        unit = next((unit for unit in self.units if unit.position == position and unit.weight is not None), None)
-        if unit is None or self.calibration is None:
-            return 0.0
-        alone = place([unit], self._sizes, {position})
-        return unit_noise(unit, self._store.weight(unit), self.calibration, self.parameters(alone, "minmax"))
-
-    def _write(self, plan: Plan) -> tuple[Model, Placement, int]:
+    def write(self, plan: Plan) -> Written:
+        """Make the model of a plan, whatever the runtime makes of it."""
         model = self.model.copy()
         placement = self.placement(plan)
         parameters = self.parameters(placement, plan.ranges)
@@ -149,7 +160,7 @@ class Workshop:
         changed = quantize_dynamic(model, sites, pairs=self.pairs) if sites else 0
         if placement.units:
             changed += insert(model, units, placement, parameters, self._store)
-        return model, placement, changed
+        return Written(model, placement, changed)
 
     def _correct(self, placement: Placement) -> None:
         """Find the corrections of the biases that have a place in their unit."""

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
 from graphopt.model import Model
+from graphopt.passes.quant.attribution import OutputError
 from graphopt.passes.quant.calibrate import Calibration, calibrate
 from graphopt.passes.quant.dynamic import DynamicSite, find_sites
 from graphopt.passes.quant.opset import PER_TENSOR, raised
@@ -22,6 +23,7 @@ from graphopt.passes.quant.units import Unit, find_units, name_of
 from graphopt.shapes import infer_shapes
 
 _SECONDS = 1.0  # to time a candidate against the float model
+_FEW = 8  # samples that tell where an error comes from
 _NO_DATA = "ranges are found at run time (dynamic int8); with --data, fixed ranges also make Conv and others int8"
 
 
@@ -47,7 +49,7 @@ class Quant(Pass):
     accepted_unjudged: ClassVar[bool] = True  # without samples ranges are exact for each input: dynamic int8
 
     mode: Literal["auto", "static", "dynamic"] = "auto"
-    ranges: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
+    ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
     exclude: str = ""
 
     def run(self, model: Model, context: Context) -> PassReport:
@@ -76,12 +78,13 @@ class _Run:
         if not plans:
             return self._nothing("there is nothing that has an int8 kernel here")
         evaluator = self._context.evaluator
+        samples = self._context.samples
         search = Search(
+            workshop,
             self._model,
-            workshop.make,
-            workshop.ranking,
             evaluator.drop,
             lambda before, after: evaluator.latency(before, after, seconds=_SECONDS),
+            OutputError(self._model, samples.take(_FEW)) if samples is not None else None,
             self._context.max_drop,
         )
         best, judged = search.best(plans)
@@ -160,8 +163,6 @@ def _plans(options: Quant, units: Sequence[Unit], sites: Sequence[DynamicSite]) 
     plans = []
     if weighted:
         plans.append(Plan("static int8", weighted | light, at_run_time - weighted, method))
-        if light:
-            plans.append(Plan("static int8, weighted layers only", weighted, at_run_time - weighted, method))
     if convolutions and at_run_time & weighted:
         plans.append(Plan("static int8 for Conv, dynamic for the rest", convolutions | light, at_run_time, method))
     if at_run_time:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from graphopt.evaluate import Drop
 from graphopt.model import Model
-from graphopt.passes.quant.plan import Candidate, Plan
+from graphopt.passes.quant.attribution import most_harmful
+from graphopt.passes.quant.plan import Candidate, Plan, Workshop
 from graphopt.runtime.timing import Ratio
 
 _EQUAL = 0.03  # latencies closer than this are equal, and the more exact candidate wins
+_MARGIN = 0.9  # of the limit is aimed at when nodes are left float
+_FIRST = 8  # nodes left float before the loss is measured again in any case; twice as many each time after that
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,9 @@ class Judged:
 
     Attributes:
         candidate: The candidate.
-        drop: Loss against the original; None where there is nothing to judge on.
+        drop: Loss against the original; None where there is nothing to judge on, or where nobody needed to know.
         latency: Time over that of the float model; None where the target is not this machine.
-        left: Positions of the nodes that were left float to hold the limit.
+        left: Positions of the nodes that were left float to hold the limit, the most harmful first.
     """
 
     candidate: Candidate
@@ -45,70 +48,99 @@ class Search:
     """The measurements that a search rests on.
 
     Attributes:
+        workshop: Makes the models.
         float_model: What latency is compared with.
-        make: Makes the model of a plan.
-        ranking: Positions of a plan's nodes, the most harmful first.
         measure_drop: Loss of a model against the original.
         measure_latency: Time of the second model over that of the first.
+        error: Error of a model at its outputs, for finding out where a loss comes from; None without samples.
         limit: Largest loss allowed.
     """
 
+    workshop: Workshop
     float_model: Model
-    make: Callable[[Plan], Candidate]
-    ranking: Callable[[Plan], list[int]]
     measure_drop: Callable[[Model], Drop | None]
     measure_latency: Callable[[Model, Model], Ratio | None]
+    error: Callable[[Model], float] | None
     limit: float
 
     def best(self, plans: Sequence[Plan]) -> tuple[Judged | None, list[Judged]]:
-        """Return the best candidate that pays and holds the limit, and all that were judged, in the order of plans.
+        """Return the best candidate that pays and holds the limit, and all candidates as far as they were measured.
 
-        Of plans that do not hold the limit, the most harmful nodes are left float until they do.
+        Plans are tried from the fastest to the slowest, until one is clearly slower than the best so far.
         """
-        timed = [self._timed(self.make(plan)) for plan in plans]
         judged: list[Judged] = []
         best: Judged | None = None
-        for item in sorted(timed, key=lambda item: item.speed):
-            if not item.pays or (best is not None and item.speed > best.speed + _EQUAL):
-                judged.append(item)
-                continue
-            found = self._within_limit(item)
-            judged.append(found)
-            if self._holds(found.drop) and found.pays and (best is None or _better(found, best)):
-                best = found
+        for item in sorted(map(self._timed, plans), key=lambda item: item.speed):
+            if item.candidate.changed and item.pays and (best is None or item.speed <= best.speed + _EQUAL):
+                item = self._held(item)
+                if self._holds(item.drop) and item.candidate.changed and item.pays and _better(item, best):
+                    best = item
+            judged.append(item)
         return best, judged
 
-    def _timed(self, candidate: Candidate) -> Judged:
+    def _timed(self, plan: Plan) -> Judged:
+        candidate = self.workshop.make(plan)
         latency = self.measure_latency(self.float_model, candidate.model) if candidate.changed else None
         return Judged(candidate, None, latency)
 
     def _holds(self, drop: Drop | None) -> bool:
         return drop is None or drop.within(self.limit)
 
-    def _within_limit(self, item: Judged) -> Judged:
-        """Measure the loss; while it is too large, leave the most harmful nodes float, as few as bisection finds."""
+    def _held(self, item: Judged) -> Judged:
+        """Measure the loss; where it is too large, correct what can be corrected, then leave nodes float."""
         drop = self.measure_drop(item.candidate.model)
         if self._holds(drop):
             return Judged(item.candidate, drop, item.latency)
-        order = self.ranking(item.candidate.plan)
-        low, high = 0, len(order)  # leaving `low` is not enough, leaving all always is
-        best: Judged | None = None
-        while high - low > 1:
-            middle = (low + high) // 2
-            candidate = self.make(item.candidate.plan.without(order[:middle]))
-            drop_here = self.measure_drop(candidate.model)
-            if self._holds(drop_here):
-                best, high = Judged(candidate, drop_here, None, tuple(order[:middle])), middle
-            else:
-                low = middle
-        if best is None or best.candidate.changed == 0:
-            return Judged(item.candidate, drop, item.latency)
-        timed = self._timed(best.candidate)
-        return Judged(best.candidate, best.drop, timed.latency, best.left)
+        if self.workshop.correct_means(item.candidate.plan):
+            corrected = self.workshop.make(item.candidate.plan)
+            better = self.measure_drop(corrected.model)
+            if self._holds(better):
+                return Judged(corrected, better, item.latency)
+            if drop is None or (better is not None and better.value < drop.value):
+                item, drop = Judged(corrected, None, item.latency), better
+        return self._thinned(item, drop)
+
+    def _thinned(self, item: Judged, drop: Drop | None) -> Judged:
+        """Leave the nodes float that the error comes from, as few as it takes."""
+        assert drop is not None
+        failed = Judged(item.candidate, drop, item.latency)
+        if self.error is None:
+            return failed
+        plan, left, tried = item.candidate.plan, list[int](), 0
+        remaining = total = self.error(item.candidate.model)
+        wanted = total * self._share(drop)
+        for part, harm in most_harmful(sorted(plan.static | plan.dynamic), lambda nodes: self._error_of(plan, nodes)):
+            left += part
+            remaining -= harm
+            if remaining > wanted and len(left) < 2 * tried + _FIRST:
+                continue
+            tried = len(left)
+            candidate = self.workshop.make(plan.without(left))
+            if candidate.changed == 0:
+                break
+            drop = self.measure_drop(candidate.model)
+            if self._holds(drop):
+                latency = self.measure_latency(self.float_model, candidate.model)
+                return Judged(candidate, drop, latency, tuple(left))
+            assert drop is not None
+            remaining = self.error(candidate.model)
+            wanted = remaining * self._share(drop)
+        return failed
+
+    def _share(self, drop: Drop) -> float:
+        """Part of the error that may stay, if the loss is proportional to it."""
+        loss = drop.value if drop.established is None else drop.established
+        return _MARGIN * self.limit / loss
+
+    def _error_of(self, plan: Plan, nodes: frozenset[int]) -> float:
+        assert self.error is not None
+        return self.error(self.workshop.write(plan.only(nodes)).model)
 
 
-def _better(item: Judged, other: Judged) -> bool:
+def _better(item: Judged, other: Judged | None) -> bool:
     """Whether the item is faster, or as fast and more exact."""
+    if other is None:
+        return True
     if abs(item.speed - other.speed) > _EQUAL or item.drop is None or other.drop is None:
         return item.speed < other.speed
     return item.drop.value < other.drop.value

@@ -91,11 +91,15 @@ def encode(rows: np.ndarray, scale: np.ndarray, pairing: Pairing) -> np.ndarray:
     A pair that exceeds the bound is moved to the nearest one that does not: both neighbours give half of the excess.
     """
     codes: np.ndarray = np.clip(np.rint(rows / scale[:, None]), -LIMIT, LIMIT).astype(np.int16)
+    _bound(codes, pairing)
+    return codes.astype(np.int8)
+
+
+def _bound(codes: np.ndarray, pairing: Pairing) -> None:
     if pairing != "none":
         _bound_pairs(codes[:, 0:], PAIR_LIMIT)
     if pairing == "all":
         _bound_pairs(codes[:, 1:], PAIR_LIMIT)
-    return codes.astype(np.int8)
 
 
 def _bound_pairs(codes: np.ndarray, limit: int) -> None:
@@ -128,20 +132,40 @@ def quantize_weight(
         pairs: Whether the target's 16-bit sums must not saturate.
         least: Least scale of each output; none by default.
     """
+    codes, scale = quantize_rows(to_rows(weight, axis), pairing_of(weight, group) if pairs else "none", least)
+    return QuantizedWeight(from_rows(codes, weight.shape, axis), scale, axis)
+
+
+def to_rows(weight: np.ndarray, axis: int) -> np.ndarray:
+    """Return a weight as [outputs, inputs], the inputs in the order in which kernels sum over them.
+
+    Convolutions sum over the channels of one position before they go on to the next.
+    """
     rows = np.moveaxis(weight, axis, 0)
-    convolution = weight.ndim > 2
-    if convolution:  # kernels sum over the channels of one position before going on to the next
+    if weight.ndim > 2:
         rows = np.moveaxis(rows, 1, -1)
-    flat = rows.reshape(len(rows), -1)
-    codes, scale = quantize_rows(flat, _pairing(weight, convolution, group) if pairs else "none", least)
-    values = codes.reshape(rows.shape)
-    if convolution:
-        values = np.moveaxis(values, -1, 1)
-    return QuantizedWeight(np.ascontiguousarray(np.moveaxis(values, 0, axis)), scale, axis)
+    return rows.reshape(len(rows), -1)
 
 
-def _pairing(weight: np.ndarray, convolution: bool, group: int) -> Pairing:
-    if not convolution:
+def from_rows(rows: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """Return rows [outputs, inputs] in the shape of the weight; the inverse of `to_rows`."""
+    shape = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    convolution = len(shape) > 2
+    values = rows.reshape(shape[0], *shape[2:], shape[1]) if convolution else rows.reshape(shape)
+    values = np.moveaxis(values, -1, 1) if convolution else values
+    return np.ascontiguousarray(np.moveaxis(values, 0, axis))
+
+
+def bounded(codes: np.ndarray, axis: int, group: int = 1) -> np.ndarray:
+    """Return codes in the shape of a weight with the sums of pairs bounded, int8."""
+    rows = to_rows(codes, axis).astype(np.int16)
+    _bound(rows, pairing_of(codes, group))
+    return from_rows(rows.astype(np.int8), codes.shape, axis)
+
+
+def pairing_of(weight: np.ndarray, group: int) -> Pairing:
+    """Return which neighbours share a 16-bit sum in the kernels for a weight."""
+    if weight.ndim == 2:
         return "even"
     if weight.shape[1] == 1 and group > 1:
         return "none"  # the depthwise kernels widen before they multiply (tested)
