@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Form = Literal["static", "pass-through", "dynamic"]
+Form = Literal["static", "pass-through", "dynamic", "weight-only"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Kernel:
     Attributes:
         op: ONNX operator type, default domain.
         form: "static": DequantizeLinear before, QuantizeLinear after; "pass-through": the same, and the integers only
-            move, so input and output have one scale and zero point; "dynamic": ranges are found at run time.
+            move, so input and output have one scale and zero point; "dynamic": ranges are found at run time;
+            "weight-only": integers are only stored, and what is read of them is turned into floats.
         becomes: What the runtime makes of it; empty where Q and DQ are only dropped.
         weighted: Position of the input that must be a constant weight; None if all inputs are activations.
         weight_axis: Axis of that weight with one scale per index; None for one scale for all. For Gemm it holds for
@@ -103,4 +104,7 @@ CPU_KERNELS: tuple[Kernel, ...] = (
     # DynamicQuantizeLSTM: weights transposed, one scale per column; there is no such kernel for GRU and RNN
     Kernel("LSTM", "dynamic", "com.microsoft.DynamicQuantizeLSTM", weighted=1, weight_axis=1, float_output=True,
            conditions=("constant-weight", "forward-layout")),
+    # Gather takes int8; DequantizeLinear on the rows that were read, one scale per column
+    Kernel("Gather", "weight-only", "Gather", weighted=0, weight_axis=1, float_output=True, first_opset=13,
+           conditions=("constant-weight", "matrix-weight")),
 )  # fmt: skip

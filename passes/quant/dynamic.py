@@ -2,7 +2,8 @@
 
 It needs no samples, reaches into the bodies of If, Loop and Scan, and suits layers whose input ranges vary much between
 inputs. MatMul and Gemm become DynamicQuantizeLinear and MatMulInteger, which ONNX Runtime fuses with what follows;
-LSTM becomes ONNX Runtime's own DynamicQuantizeLSTM.
+LSTM becomes ONNX Runtime's own DynamicQuantizeLSTM. Of a large table that Gather reads, only the rows that are read are
+turned back into floats.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from graphopt.passes.quant.weights import quantize_rows, quantize_weight
 from graphopt.targets import Target
 
 _FLOAT32 = np.dtype(np.float32)
+_TABLE = 2**16  # bytes; smaller tables are not worth a node
 _LSTM_INPUTS = 8  # X, W, R, B, sequence_lens, initial_h, initial_c, P
 
 
@@ -34,7 +36,7 @@ class DynamicSite:
 
     Attributes:
         position: Place of the node among those of the graph and its bodies; copies of a model keep it.
-        node: MatMul, Gemm or LSTM.
+        node: MatMul, Gemm, LSTM or Gather.
         scope: The graph or body it is in.
     """
 
@@ -67,11 +69,15 @@ def sites_in(model: Model, sites: Iterable[DynamicSite]) -> list[DynamicSite]:
 
 def _reason(node: gs.Node, target: Target, opset: int) -> str | None:
     """Return nothing for a site, why a weighted node is none, or None where nobody would expect one."""
-    if node.domain not in (None, "", "ai.onnx") or node.op not in ("MatMul", "Gemm", "LSTM", "GRU", "RNN"):
+    if node.domain not in (None, "", "ai.onnx"):
         return None
-    weight = node.inputs[1]
-    if not isinstance(weight, gs.Constant):
-        return None if weight.inputs else "its weight is an input, which a caller may set"
+    if node.op == "Gather":
+        return _table_reason(node, target, opset)
+    if node.op not in ("MatMul", "Gemm", "LSTM", "GRU", "RNN"):
+        return None
+    weight, _ = stored_weight(node)
+    if weight is None:
+        return None if node.inputs[1].inputs else "its weight is an input, which a caller may set"
     if target.kernel(node.op, "dynamic", opset) is None:
         return f"{target.name} has no integer kernel for {node.op}"
     if np.dtype(weight.dtype) != _FLOAT32:
@@ -90,6 +96,32 @@ def _matrix_reason(node: gs.Node, weight: gs.Constant) -> str:
         return "its weight is no matrix"
     scaled = float(node.attrs.get("alpha", 1.0)) != 1.0 or float(node.attrs.get("beta", 1.0)) != 1.0
     return "it transposes or scales its inputs" if scaled or node.attrs.get("transA", 0) else ""
+
+
+def stored_weight(node: gs.Node) -> tuple[gs.Constant | None, bool]:
+    """Return the constant weight of a node and whether it is used transposed: by transB, or by a Transpose before."""
+    weight, transposed = node.inputs[1], bool(node.op == "Gemm" and node.attrs.get("transB", 0))
+    turned = weight.inputs[0] if weight.inputs and weight.inputs[0].op == "Transpose" else None
+    if turned is not None and node.op in ("MatMul", "Gemm") and len(turned.inputs[0].shape or ()) == 2:
+        swaps = list(turned.attrs.get("perm", [1, 0])) == [1, 0]
+        weight, transposed = turned.inputs[0], transposed != swaps
+    return (weight, transposed) if isinstance(weight, gs.Constant) else (None, False)
+
+
+def weight_size(site: DynamicSite) -> int:
+    """Return the number of weights of a MatMul or Gemm."""
+    weight, _ = stored_weight(site.node)
+    return 0 if weight is None else int(np.prod(weight.shape))
+
+
+def _table_reason(node: gs.Node, target: Target, opset: int) -> str | None:
+    table, indices = node.inputs
+    if not isinstance(table, gs.Constant) or isinstance(indices, gs.Constant) or np.dtype(table.dtype) != _FLOAT32:
+        return None
+    small = len(table.shape) != 2 or int(np.prod(table.shape)) * 4 < _TABLE or int(node.attrs.get("axis", 0)) != 0
+    if small or target.kernel("Gather", "weight-only", opset) is None:
+        return None
+    return "" if np.isfinite(table.values).all() else "its table holds NaN or infinities"
 
 
 def _lstm_reason(node: gs.Node) -> str:
@@ -115,6 +147,8 @@ def quantize_dynamic(model: Model, sites: Collection[DynamicSite], *, pairs: boo
     for site in sites:
         if site.node.op == "LSTM":
             writer.lstm(site)
+        elif site.node.op == "Gather":
+            writer.table(site)
         else:
             writer.matrix(site)
     clean(model.graph)
@@ -146,6 +180,19 @@ class _Writer:
         else:
             self._finish("Add", [self._node("Mul", [real, scales], f"{name}_unbiased", np.float32), bias], output)
 
+    def table(self, site: DynamicSite) -> None:
+        """Gather: rows of integers, with one scale a column, [rows, columns]."""
+        self._scope, node = site.scope, site.node
+        table, output = node.inputs[0], node.outputs[0]
+        key = id(table), 3
+        if key not in self._weights:
+            found = quantize_weight(table.values, 1)
+            self._weights[key] = self._constants(table.name, found.values, found.scale)
+        codes, scale, zero = self._weights[key]
+        rows = self._variable(f"{output.name}_codes", np.int8)
+        node.inputs[0], node.outputs[0] = codes, rows
+        self._append("DequantizeLinear", [rows, scale, zero], [output], axis=-1)
+
     def lstm(self, site: DynamicSite) -> None:
         """LSTM: the operator takes the weights transposed, [directions, inputs, 4 * hidden], and their scales."""
         self._scope, node = site.scope, site.node
@@ -174,8 +221,9 @@ class _Writer:
         return self._inputs[key]
 
     def _matrix_weight(self, node: gs.Node) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
-        constant, transposed = node.inputs[1], int(bool(node.attrs.get("transB", 0)))
-        key = id(constant), transposed
+        constant, transposed = stored_weight(node)
+        assert constant is not None
+        key = id(constant), int(transposed)
         if key not in self._weights:
             values = constant.values.T if transposed else constant.values
             found = quantize_weight(values, 1, pairs=self._pairs)

@@ -9,6 +9,7 @@ from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import walk_nodes
 from graphopt.model import Model
 from graphopt.passes.quant.audit import Audit, audit
+from graphopt.passes.quant.blocks import quantize_blocks
 from graphopt.passes.quant.calibrate import Calibration, bias_shift, input_shifts
 from graphopt.passes.quant.dynamic import DynamicSite, quantize_dynamic, sites_in
 from graphopt.passes.quant.insert import WeightStore, insert
@@ -29,6 +30,7 @@ class Plan:
         label: For the user, such as "static int8".
         static: Positions of the units with fixed ranges.
         dynamic: Positions of the sites with ranges found at run time.
+        blocks: Positions of the sites with weights in blocks.
         ranges: How ranges are chosen.
     """
 
@@ -36,15 +38,22 @@ class Plan:
     static: frozenset[int]
     dynamic: frozenset[int]
     ranges: RangeMethod
+    blocks: frozenset[int] = frozenset()
+
+    @property
+    def nodes(self) -> list[int]:
+        """Positions of all that run in integers, in graph order."""
+        return sorted(self.static | self.dynamic | self.blocks)
 
     def without(self, positions: Iterable[int]) -> Plan:
         """Return the plan with some nodes left float."""
         gone = frozenset(positions)
-        return replace(self, static=self.static - gone, dynamic=self.dynamic - gone)
+        return replace(self, static=self.static - gone, dynamic=self.dynamic - gone, blocks=self.blocks - gone)
 
     def only(self, positions: frozenset[int]) -> Plan:
         """Return the plan with all other nodes left float."""
-        return replace(self, static=self.static & positions, dynamic=self.dynamic & positions)
+        static, dynamic, blocks = (part & positions for part in (self.static, self.dynamic, self.blocks))
+        return replace(self, static=static, dynamic=dynamic, blocks=blocks)
 
 
 @dataclass(frozen=True)
@@ -156,8 +165,10 @@ class Workshop:
         parameters = self.parameters(placement, plan.ranges)
         units = units_in(model, placement.units)
         sites = sites_in(model, [site for site in self.sites if site.position in plan.dynamic])
+        blocks = sites_in(model, [site for site in self.sites if site.position in plan.blocks])
         self._correct(placement)
         changed = quantize_dynamic(model, sites, pairs=self.pairs) if sites else 0
+        changed += quantize_blocks(model, blocks) if blocks else 0
         if placement.units:
             changed += insert(model, units, placement, parameters, self._store)
         return Written(model, placement, changed)

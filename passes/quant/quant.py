@@ -11,18 +11,23 @@ import onnx_graphsurgeon as gs
 
 from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
+from graphopt.errors import GraphoptError
+from graphopt.evaluate import Drop
 from graphopt.model import Model
 from graphopt.passes.quant.attribution import OutputError
 from graphopt.passes.quant.calibrate import Calibration, calibrate
-from graphopt.passes.quant.dynamic import DynamicSite, find_sites
+from graphopt.passes.quant.dynamic import DynamicSite, find_sites, weight_size
 from graphopt.passes.quant.opset import PER_TENSOR, raised
 from graphopt.passes.quant.plan import Plan, Workshop
 from graphopt.passes.quant.ranges import RangeMethod
 from graphopt.passes.quant.search import Judged, Search
 from graphopt.passes.quant.units import Unit, find_units, name_of
+from graphopt.samples import random_samples
 from graphopt.shapes import infer_shapes
 
 _SECONDS = 1.0  # to time a candidate against the float model
+_DRAWN = 4  # random inputs to judge on where there are no samples
+_BLOCKS = 2**20  # weights in matrices from which on blocks are tried
 _FEW = 8  # samples that tell where an error comes from
 _NO_DATA = "ranges are found at run time (dynamic int8); with --data, fixed ranges also make Conv and others int8"
 
@@ -36,7 +41,8 @@ class Quant(Pass):
     the model stays as it is.
 
     Attributes:
-        mode: static: fixed ranges from samples. dynamic: ranges found at run time, needs none. auto: the better one.
+        mode: static: fixed ranges from samples. dynamic: ranges found at run time, needs none. blocks: weights of
+            matrices in blocks of 32, activations as well, at run time; for language models. auto: what measures best.
         ranges: How fixed ranges are chosen from the samples: minmax (widest), percentile (99.999 %), mse (least squared
             error) or entropy (least divergence).
         exclude: Nodes to leave alone: names with wildcards, or operators, joined by "+".
@@ -48,7 +54,7 @@ class Quant(Pass):
     promises_speed: ClassVar[bool] = True
     accepted_unjudged: ClassVar[bool] = True  # without samples ranges are exact for each input: dynamic int8
 
-    mode: Literal["auto", "static", "dynamic"] = "auto"
+    mode: Literal["auto", "static", "dynamic", "blocks"] = "auto"
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
     exclude: str = ""
 
@@ -78,18 +84,19 @@ class _Run:
         if not plans:
             return self._nothing("there is nothing that has an int8 kernel here")
         evaluator = self._context.evaluator
-        samples = self._context.samples
+        error = self._error()
         search = Search(
             workshop,
             self._model,
-            evaluator.drop,
+            lambda model: self._drop(model, error),
             lambda before, after: evaluator.latency(before, after, seconds=_SECONDS),
-            OutputError(self._model, samples.take(_FEW)) if samples is not None else None,
+            error,
             self._context.max_drop,
+            asked_for=self._options.mode != "auto",
         )
         best, judged = search.best(plans)
         if best is None or best.candidate.changed == 0:
-            return self._nothing(_why_not(judged, self._context))
+            return self._nothing(_why_not(judged, search, self._context))
         self._explain(workshop, best)
         self._model.graph = best.candidate.model.graph
         self._model.residue = best.candidate.model.residue
@@ -102,12 +109,31 @@ class _Run:
         }
         return PassReport(best.candidate.changed, tuple(self._skipped), metrics, tuple(self._notes))
 
+    def _error(self) -> OutputError | None:
+        """Return the error on a few samples, or without samples on random inputs, if the model runs on them."""
+        samples = self._context.samples
+        if samples is not None:
+            return OutputError(self._model, samples.take(_FEW))
+        try:
+            drawn = random_samples(self._model.interface, seed=self._context.seed, count=_DRAWN)
+            return OutputError(self._model, drawn)
+        except GraphoptError:  # no random input is valid: nothing can be judged
+            return None
+
+    def _drop(self, model: Model, error: OutputError | None) -> Drop | None:
+        """Return the loss; where there is nothing to judge on and the form is ours to choose, that on random inputs."""
+        drop = self._context.evaluator.drop(model)
+        if drop is not None or error is None or self._options.mode != "auto":
+            return drop
+        value = error(model)
+        return Drop(value, value, value, "agreement", {}, _DRAWN, random=True)
+
     def _workshop(self) -> Workshop:
         target, options = self._context.target, self._options
         base, calibration = self._model.copy(), None
         infer_shapes(base)
         units: Sequence[Unit] = ()
-        if options.mode != "dynamic" and self._context.observer is not None:
+        if options.mode in ("auto", "static") and self._context.observer is not None:
             base, note = raised(base)
             units, calibration = self._static_units(base)
             if note:
@@ -117,7 +143,7 @@ class _Run:
             sites, skipped = find_sites(base.graph, target, base.opset)
             sites = [site for site in sites if not _is_excluded(site.node, options.exclude)]
             self._skip(skipped)
-            if self._context.observer is None:
+            if self._context.observer is None and sites and options.mode != "blocks":
                 self._notes.append(_NO_DATA)
         return Workshop(base, target, units, sites, calibration)
 
@@ -154,19 +180,24 @@ class _Run:
 
 
 def _plans(options: Quant, units: Sequence[Unit], sites: Sequence[DynamicSite]) -> list[Plan]:
-    """Return the plans to try: fixed ranges (dynamic where there are none), dynamic, and one of each."""
+    """Return the plans to try: fixed ranges (dynamic where there are none), dynamic, one of each, and blocks."""
     weighted = frozenset(unit.position for unit in units if unit.weight is not None)
     light = frozenset(unit.position for unit in units if unit.weight is None and unit.kind not in _DELICATE)
     at_run_time = frozenset(site.position for site in sites)
     convolutions = frozenset(unit.position for unit in units if unit.kind in ("conv", "depthwise"))
     method: RangeMethod = options.ranges
+    matrices = [site for site in sites if site.node.op in ("MatMul", "Gemm")]
+    blocks = frozenset(site.position for site in matrices)
     plans = []
-    if weighted:
+    if weighted and options.mode != "blocks":
         plans.append(Plan("static int8", weighted | light, at_run_time - weighted, method))
-    if convolutions and at_run_time & weighted:
+    if convolutions and at_run_time & weighted and options.mode == "auto":
         plans.append(Plan("static int8 for Conv, dynamic for the rest", convolutions | light, at_run_time, method))
-    if at_run_time:
+    if at_run_time and options.mode != "blocks":
         plans.append(Plan("dynamic int8", frozenset(), at_run_time, method))
+    large = sum(weight_size(site) for site in matrices) >= _BLOCKS
+    if blocks and (options.mode == "blocks" or (options.mode == "auto" and large)):
+        plans.append(Plan("int8 weights in blocks", frozenset(), at_run_time - blocks, method, blocks))
     return plans
 
 
@@ -178,11 +209,20 @@ def _is_excluded(node: gs.Node, patterns: str) -> bool:
     return any(node.op == pattern or fnmatchcase(name_of(node), pattern) for pattern in wanted)
 
 
-def _why_not(judged: Sequence[Judged], context: Context) -> str:
-    """Return one line with the figures of what came closest."""
-    fast = [item for item in judged if item.pays]
-    if fast:
-        losses = [f"{item.candidate.plan.label} loses {item.drop.value:.2%}" for item in fast if item.drop is not None]
-        return f"int8 does not hold the limit of {context.max_drop:.2%} ({', '.join(losses)})"
-    best = min(judged, key=lambda item: item.speed)
-    return f"int8 is {best.speed:.2f} x the time of float on {context.target.name} for this model"
+def _why_not(judged: Sequence[Judged], search: Search, context: Context) -> str:
+    """Return one line with the figures of what was tried."""
+    target = context.target.name
+    tried = [item for item in judged if item.candidate.changed]
+    if not tried:
+        return "nothing that could run in integers would have integers on both sides"
+    slow = [item for item in tried if not search.pays(item)]
+    if len(slow) == len(tried):
+        best = min(slow, key=lambda item: item.speed)
+        return f"int8 is {best.speed:.2f} x the time of float on {target} for this model"
+    what = [
+        f"{item.candidate.plan.label} loses {item.drop.value:.2%}{' on random inputs' if item.drop.random else ''}"
+        for item in tried
+        if item.drop is not None and item not in slow
+    ]
+    what += [f"{item.candidate.plan.label} takes {item.speed:.2f} x the time" for item in slow]
+    return f"int8 does not hold the limit of {context.max_drop:.2%} and pay on {target} ({', '.join(what)})"

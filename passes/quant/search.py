@@ -13,6 +13,7 @@ from graphopt.runtime.timing import Ratio
 
 _EQUAL = 0.03  # latencies closer than this are equal, and the more exact candidate wins
 _MARGIN = 0.9  # of the limit is aimed at when nodes are left float
+_HOPELESS = 25  # times the limit: then the form does not suit the model, and some layers more or less do not help
 _FIRST = 8  # nodes left float before the loss is measured again in any case; twice as many each time after that
 
 
@@ -33,11 +34,6 @@ class Judged:
     left: tuple[int, ...] = ()
 
     @property
-    def pays(self) -> bool:
-        """Whether it is no slower than the float model, as far as one can tell."""
-        return self.latency is None or self.latency.median <= 1.0
-
-    @property
     def speed(self) -> float:
         """Time over that of the float model; 1 where it cannot be measured."""
         return self.latency.median if self.latency is not None else 1.0
@@ -54,6 +50,7 @@ class Search:
         measure_latency: Time of the second model over that of the first.
         error: Error of a model at its outputs, for finding out where a loss comes from; None without samples.
         limit: Largest loss allowed.
+        asked_for: Whether the user chose the form, so that it only must not be slower beyond doubt.
     """
 
     workshop: Workshop
@@ -62,6 +59,7 @@ class Search:
     measure_latency: Callable[[Model, Model], Ratio | None]
     error: Callable[[Model], float] | None
     limit: float
+    asked_for: bool = False
 
     def best(self, plans: Sequence[Plan]) -> tuple[Judged | None, list[Judged]]:
         """Return the best candidate that pays and holds the limit, and all candidates as far as they were measured.
@@ -71,12 +69,18 @@ class Search:
         judged: list[Judged] = []
         best: Judged | None = None
         for item in sorted(map(self._timed, plans), key=lambda item: item.speed):
-            if item.candidate.changed and item.pays and (best is None or item.speed <= best.speed + _EQUAL):
+            if item.candidate.changed and self.pays(item) and (best is None or item.speed <= best.speed + _EQUAL):
                 item = self._held(item)
-                if self._holds(item.drop) and item.candidate.changed and item.pays and _better(item, best):
+                if self._holds(item.drop) and item.candidate.changed and self.pays(item) and _better(item, best):
                     best = item
             judged.append(item)
         return best, judged
+
+    def pays(self, item: Judged) -> bool:
+        """Whether a candidate is no slower than the float model, as far as one can tell."""
+        if item.latency is None:
+            return True
+        return not item.latency.slower if self.asked_for else item.latency.median <= 1.0
 
     def _timed(self, plan: Plan) -> Judged:
         candidate = self.workshop.make(plan)
@@ -107,9 +111,11 @@ class Search:
         if self.error is None:
             return failed
         plan, left, tried = item.candidate.plan, list[int](), 0
-        remaining = total = self.error(item.candidate.model)
-        wanted = total * self._share(drop)
-        for part, harm in most_harmful(sorted(plan.static | plan.dynamic), lambda nodes: self._error_of(plan, nodes)):
+        remaining = self.error(item.candidate.model)
+        wanted = remaining * self._share(drop)
+        if wanted * _HOPELESS < remaining:
+            return failed
+        for part, harm in most_harmful(plan.nodes, lambda nodes: self._error_of(plan, nodes)):
             left += part
             remaining -= harm
             if remaining > wanted and len(left) < 2 * tried + _FIRST:
