@@ -218,7 +218,8 @@ def _why_not(judged: Sequence[Judged], search: Search, context: Context) -> str:
     slow = [item for item in tried if not search.pays(item)]
     if len(slow) == len(tried):
         best = min(slow, key=lambda item: item.speed)
-        return f"int8 is {best.speed:.2f} x the time of float on {target} for this model"
+        fastest = f"{best.candidate.plan.label} takes {best.speed:.2f} x the time"
+        return f"int8 does not pay on {target} for this model: {fastest}"
     what = [
         f"{item.candidate.plan.label} loses {item.drop.value:.2%}{' on random inputs' if item.drop.random else ''}"
         for item in tried

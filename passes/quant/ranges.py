@@ -15,6 +15,7 @@ RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 LEVELS = 255  # steps of an unsigned 8-bit integer
 _TINY = 1e-12  # ranges narrower than this are no ranges
 _SHRINK = np.linspace(0.1, 1.0, 46)  # candidate ends, as fractions of the observed end
+_FINE = 2  # bins to a level that the divergence needs
 _SWEEPS = 2  # of coordinate descent over the two ends
 _PERCENTILE = 1e-5  # of the values clipped at each end; the default of other tools (99.999 %)
 
@@ -107,8 +108,8 @@ def divergence(low: float, high: float, counts: np.ndarray, edges: np.ndarray) -
     """
     centers = (edges[1:] + edges[:-1]) / 2
     inside = (centers >= low) & (centers <= high)
-    if not np.any(counts[inside]):
-        return float("inf")
+    if np.count_nonzero(inside) < _FINE * (LEVELS + 1) and not inside.all():
+        return float("inf")  # too few bins to a level to see what rounding does: narrow ranges would look exact
     kept = counts[inside].astype(np.float64)
     reference = kept.copy()
     reference[0] += counts[centers < low].sum()

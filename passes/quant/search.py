@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphopt.evaluate import Drop
 from graphopt.model import Model
@@ -11,9 +11,11 @@ from graphopt.passes.quant.attribution import most_harmful
 from graphopt.passes.quant.plan import Candidate, Plan, Workshop
 from graphopt.runtime.timing import Ratio
 
+_WORTH = 0.1  # of the weights' bytes saved is worth an int8 model that is about as fast
 _EQUAL = 0.03  # latencies closer than this are equal, and the more exact candidate wins
 _MARGIN = 0.9  # of the limit is aimed at when nodes are left float
 _HOPELESS = 25  # times the limit: then the form does not suit the model, and some layers more or less do not help
+_PART = 8  # of the nodes left float, one such part may be too many
 _FIRST = 8  # nodes left float before the loss is measured again in any case; twice as many each time after that
 
 
@@ -77,10 +79,13 @@ class Search:
         return best, judged
 
     def pays(self, item: Judged) -> bool:
-        """Whether a candidate is no slower than the float model, as far as one can tell."""
+        """Whether a candidate is worth what it loses: no slower than the float model, and clearly faster or smaller."""
         if item.latency is None:
             return True
-        return not item.latency.slower if self.asked_for else item.latency.median <= 1.0
+        if self.asked_for:
+            return not item.latency.slower
+        smaller = item.candidate.model.weight_bytes <= (1 - _WORTH) * self.float_model.weight_bytes
+        return item.latency.median <= 1.0 and (smaller or item.latency.high < 1.0)
 
     def _timed(self, plan: Plan) -> Judged:
         candidate = self.workshop.make(plan)
@@ -120,18 +125,32 @@ class Search:
             remaining -= harm
             if remaining > wanted and len(left) < 2 * tried + _FIRST:
                 continue
-            tried = len(left)
-            candidate = self.workshop.make(plan.without(left))
-            if candidate.changed == 0:
+            found = self._without(plan, left)
+            if found.candidate.changed == 0:
                 break
-            drop = self.measure_drop(candidate.model)
-            if self._holds(drop):
-                latency = self.measure_latency(self.float_model, candidate.model)
-                return Judged(candidate, drop, latency, tuple(left))
-            assert drop is not None
-            remaining = self.error(candidate.model)
-            wanted = remaining * self._share(drop)
+            if self._holds(found.drop):
+                found = self._fewest(plan, left, tried, found)
+                return replace(found, latency=self.measure_latency(self.float_model, found.candidate.model))
+            assert found.drop is not None
+            remaining, tried = self.error(found.candidate.model), len(left)
+            wanted = remaining * self._share(found.drop)
         return failed
+
+    def _without(self, plan: Plan, left: Sequence[int]) -> Judged:
+        candidate = self.workshop.make(plan.without(left))
+        return Judged(candidate, self.measure_drop(candidate.model) if candidate.changed else None, None, tuple(left))
+
+    def _fewest(self, plan: Plan, left: Sequence[int], low: int, found: Judged) -> Judged:
+        """Halve the step from the first `low` nodes, which were too few, to all of them, as long as it is large."""
+        high = len(left)
+        while high - low > max(1, high // _PART):
+            middle = (low + high) // 2
+            here = self._without(plan, left[:middle])
+            if self._holds(here.drop):
+                found, high = here, middle
+            else:
+                low = middle
+        return found
 
     def _share(self, drop: Drop) -> float:
         """Part of the error that may stay, if the loss is proportional to it."""
