@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.biases import Bias, find_bias
 from graphopt.compensate import output_loss
 from graphopt.context import Context
 from graphopt.layers import LinearLayer, linear_layers
 from graphopt.model import Model
 from graphopt.moments import LayerMoments, layer_moments
-from graphopt.passes.pack.bias import Bias, find_bias
 from graphopt.passes.pack.bits import packed_bytes
 from graphopt.passes.pack.decoders import Draft
 from graphopt.passes.pack.forms import Form
 from graphopt.passes.pack.shrink import Coded, shrink
+from graphopt.staged import staged_moments
 
 _STAGES = 6  # times that moments are taken anew on the compressed prefix
 _SMALL = 2**13  # elements; smaller weights are a small part of any file and keep 8 bits, as depthwise ones do
@@ -150,10 +151,8 @@ def _staged(
         yield from ((layer, None) for layer in layers)
         return
     samples = context.samples.take(min(_SAMPLES, len(context.samples)))
-    for stage in range(_STAGES):
-        part = layers[stage * len(layers) // _STAGES : (stage + 1) * len(layers) // _STAGES]
-        for moments in layer_moments(model, part, samples, progress=context.progress):
-            yield moments.layer, moments
+    for moments in staged_moments(model, layers, samples, stages=_STAGES, progress=context.progress):
+        yield moments.layer, moments
 
 
 def _of_layer(layer: LinearLayer, coded: Coded, bias: gs.Constant | None) -> CodedForm:
