@@ -9,16 +9,21 @@ from graphopt.compensate.descent import coordinate_descent
 from graphopt.compensate.gptq import damped, gptq
 from graphopt.compensate.grid import Grid, PaletteGrid, UniformGrid
 from graphopt.compensate.loss import output_loss
-from graphopt.compensate.refit import refit_levels, refit_scales
+from graphopt.compensate.refit import refit_block_scales, refit_levels, refit_scales
+from graphopt.compensate.uniform import Integers, fit_integers, start_grid
 
 __all__ = [
     "Grid",
+    "Integers",
     "PaletteGrid",
     "UniformGrid",
     "coordinate_descent",
     "damped",
+    "fit_integers",
     "gptq",
     "output_loss",
+    "refit_block_scales",
     "refit_levels",
     "refit_scales",
+    "start_grid",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _EVIDENCE = 2**12  # weights a level that levels are fitted to; more change the last digits
+_RIDGE = 1e-6  # of a row's largest energy; keeps the equations of blocks that depend on each other solvable
 
 
 def refit_scales(weight: np.ndarray, unscaled: np.ndarray, moment: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -24,6 +25,46 @@ def refit_scales(weight: np.ndarray, unscaled: np.ndarray, moment: np.ndarray, s
     fitted = scale[..., 0].astype(np.float64)
     np.divide(match, energy, out=fitted, where=usable)
     return np.asarray(fitted[..., None])
+
+
+def refit_block_scales(
+    weight: np.ndarray, unscaled: np.ndarray, moment: np.ndarray, scale: np.ndarray, block: int
+) -> np.ndarray:
+    """Return the scales of each row's blocks that minimize its output error together, [..., rows, blocks].
+
+    Solves for each row the normal equations of ``|(w - sum_b s_b u_b) H^(1/2)|^2``, ``u_b`` being the levels of block
+    b with zeros elsewhere. A row whose solution is not positive, or no better, keeps its scales.
+
+    Args:
+        weight: What to approximate, [..., rows, inputs].
+        unscaled: Chosen levels, [..., rows, inputs].
+        moment: Second moment of the inputs, [..., inputs, inputs]; sums are in its type.
+        scale: Present scales, [..., rows, blocks].
+        block: Inputs per block.
+    """
+    kind, blocks = moment.dtype, scale.shape[-1]
+    unscaled, weight = np.asarray(unscaled, kind), np.asarray(weight, kind)
+    starts = np.arange(blocks) * block
+    normal = np.empty((*scale.shape, blocks))
+    right = np.empty(scale.shape)
+    for index, start in enumerate(starts):
+        part = slice(start, start + block)
+        projected = unscaled[..., part] @ moment[..., part, :]
+        right[..., index] = np.einsum("...rk,...rk->...r", projected, weight)
+        normal[..., index, :] = np.add.reduceat(projected * unscaled, starts, axis=-1)
+    diagonal = np.einsum("...bb->...b", normal)
+    unused = diagonal <= 0
+    right = np.where(unused, scale, right)  # with a one on the diagonal they keep their scale
+    diagonal += np.where(unused, 1.0, _RIDGE * diagonal.max(axis=-1, keepdims=True))  # a view into `normal`
+    fitted = np.linalg.solve(normal, right[..., None])[..., 0]
+    gain = _quadratic(normal, right, scale) - _quadratic(normal, right, fitted)
+    usable = (fitted > 0).all(axis=-1) & (gain > 0)
+    return np.where(usable[..., None], fitted, scale)
+
+
+def _quadratic(normal: np.ndarray, right: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return the error of each row up to what does not depend on the scales, [..., rows]."""
+    return np.asarray(np.einsum("...b,...bc,...c->...", scale, normal, scale) - 2 * (scale * right).sum(axis=-1))
 
 
 def refit_levels(
