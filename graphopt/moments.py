@@ -1,32 +1,31 @@
 """Second moments of what linear layers see, computed inside ONNX Runtime.
 
-For each layer the model is extended by nodes that form ``X^T X`` of the layer's input in im2col form, so that only a
+For each layer the model is extended by nodes that form ``X X^T`` of the layer's input in im2col form, so that only a
 matrix of [groups, inputs, inputs] leaves the runtime, whatever the size of the activations. Layers are taken in batches
 that fit a budget of memory, each batch one stream over the samples.
+
+`layer_moments` looks at one model. `paired_moments` looks at two: what a layer of a compressed model reads, and what it
+should give, which is what the original model gives in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
-import onnx
-import onnx_graphsurgeon as gs
 
+from graphopt.columns import ColumnBuilder
 from graphopt.ir.clean import clean
-from graphopt.ir.exporter import unique_name
-from graphopt.ir.graph import Constant, Node, Variable, tensor_names
-from graphopt.layers import LinearLayer, linear_layer
+from graphopt.layers import LinearLayer
 from graphopt.model import Model
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.session import open_session
 from graphopt.samples import Samples
+from graphopt.tally import Tally, batches, evidence, twins
 
 _BUDGET = 2**28  # bytes of accumulated moments at a time
-_POSITIONS = 64, 4096  # least and most patches of one sample that count; neighbours add cost but little knowledge
-_EVIDENCE = 64  # patches for each input of a layer, over all samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +47,89 @@ class LayerMoments:
         """What counts where a bias makes up for the mean, float64 [groups, inputs, inputs]."""
         centred: np.ndarray = self.second - self.mean[:, :, None] * self.mean[:, None, :]
         return centred
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A layer of a compressed model and what it should give.
+
+    Attributes:
+        layer: Node of the compressed model's main graph.
+        target: Name of a tensor of the original's main graph with the axes of the layer's output.
+        rows: Channels of the target that the layer still has, in its order, [groups * rows].
+    """
+
+    layer: LinearLayer
+    target: str
+    rows: np.ndarray
+
+    @classmethod
+    def same(cls, layer: LinearLayer) -> Self:
+        """Pair a layer with the tensor of the same name as its output, all rows kept."""
+        return cls(layer, layer.node.outputs[0].name, np.arange(layer.groups * layer.rows))
+
+
+@dataclass(frozen=True, eq=False)
+class PairedMoments:
+    """What a layer x of a compressed model reads and what it should give, t; means over samples and positions.
+
+    The layer that comes nearest to its targets minimizes ``E |t - W x - b|^2``, a quadratic form in these moments:
+    ``W second = cross`` without a bias, and the same with the covariances (`centred`) with one.
+
+    Attributes:
+        layer: The layer.
+        second: ``E x x^T``, float64 [groups, inputs, inputs].
+        mean: ``E x``, float64 [groups, inputs].
+        cross: ``E t x^T``, float64 [groups, rows, inputs].
+        target_mean: ``E t``, float64 [groups, rows].
+        energy: ``E t^2``, float64 [groups, rows].
+        count: Number of positions.
+        folds: The same for each share of the samples, to fit on some and judge on others; empty for a single share.
+    """
+
+    layer: LinearLayer
+    second: np.ndarray
+    mean: np.ndarray
+    cross: np.ndarray
+    target_mean: np.ndarray
+    energy: np.ndarray
+    count: int
+    folds: tuple[PairedMoments, ...] = field(default=(), repr=False)
+
+    @property
+    def centred(self) -> PairedMoments:
+        """The same about the means, for layers whose bias makes up for them; the means are zero then."""
+        return PairedMoments(
+            self.layer,
+            self.second - self.mean[:, :, None] * self.mean[:, None, :],
+            np.zeros_like(self.mean),
+            self.cross - self.target_mean[:, :, None] * self.mean[:, None, :],
+            np.zeros_like(self.target_mean),
+            np.maximum(self.energy - self.target_mean**2, 0.0),
+            self.count,
+            tuple(fold.centred for fold in self.folds),
+        )
+
+
+def merged(parts: Sequence[PairedMoments]) -> PairedMoments:
+    """Return the moments of several shares of the samples, which are of one layer, together."""
+    counts = [part.count for part in parts]
+    total = max(sum(counts), 1)
+
+    def mean(name: str) -> np.ndarray:
+        whole: np.ndarray = sum(getattr(part, name) * (part.count / total) for part in parts)
+        return whole
+
+    return PairedMoments(
+        layer=parts[0].layer,
+        second=mean("second"),
+        mean=mean("mean"),
+        cross=mean("cross"),
+        target_mean=mean("target_mean"),
+        energy=mean("energy"),
+        count=sum(counts),
+        folds=tuple(parts) if len(parts) > 1 else (),
+    )
 
 
 def layer_moments(
@@ -73,114 +155,110 @@ def layer_moments(
         ModelError: The model cannot run on a sample.
     """
     progress = progress or SilentProgress()
-    for batch in _batches(layers, budget):
-        probe, names = _probe(model, batch, max(len(samples), 1))
-        seconds = [np.zeros((layer.groups, layer.inputs, layer.inputs)) for layer in batch]
-        means = [np.zeros((layer.groups, layer.inputs)) for layer in batch]
-        counts = [0] * len(batch)
+    for batch in batches(layers, lambda layer: 8 * layer.groups * layer.inputs**2, budget):
+        probe, names = _probe(model, batch, len(samples))
+        tallies = [Tally(found) for found in names]
         with open_session(probe, threads=threads) as session:
             for feeds in progress.track(samples, "second moments", len(samples)):
-                found = session.run(feeds, [name for triple in names for name in triple])
-                for index, (second, mean, count) in enumerate(names):
-                    seconds[index] += found[second]
-                    means[index] += found[mean][..., 0]
-                    counts[index] += int(found[count])
-        for layer, total, sums, seen in zip(batch, seconds, means, counts, strict=True):
-            yield LayerMoments(layer, total / max(seen, 1), sums / max(seen, 1))
+                found = session.run(feeds, [name for group in names for name in group])
+                for tally in tallies:
+                    tally.add(found)
+        for layer, tally in zip(batch, tallies, strict=True):
+            second, mean = tally.means()
+            yield LayerMoments(layer, second, mean[..., 0])
 
 
-def _batches(layers: Iterable[LinearLayer], budget: int) -> Iterator[list[LinearLayer]]:
-    batch: list[LinearLayer] = []
-    used = 0
-    for layer in layers:
-        size = 8 * layer.groups * layer.inputs**2
-        if batch and used + size > budget:
-            yield batch
-            batch, used = [], 0
-        batch.append(layer)
-        used += size
-    if batch:
-        yield batch
+def paired_moments(
+    original: Model,
+    compressed: Model,
+    pairs: Sequence[Pair],
+    samples: Samples,
+    *,
+    folds: int = 1,
+    budget: int = _BUDGET,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Iterator[PairedMoments]:
+    """Yield the moments of what each layer reads in the compressed model with what it should give.
+
+    Both models run on each sample, and the same positions count in both.
+
+    Args:
+        original: Model that gives the targets; stays as it is.
+        compressed: Model with the layers; stays as it is.
+        pairs: What to look at, in any order.
+        samples: Run once for each batch of layers.
+        folds: Into how many shares the samples are split, by turns; every share has moments of its own as well.
+        budget: Bytes of moments to hold at a time; a larger layer is a batch of its own.
+        threads: Threads inside an operator.
+        progress: Where it reports.
+
+    Raises:
+        ModelError: A model cannot run on a sample.
+        KeyError: The original has no tensor of that name.
+    """
+    progress = progress or SilentProgress()
+    folds = max(1, min(folds, len(samples)))
+    for batch in batches(pairs, lambda pair: folds * _paired_bytes(pair.layer), budget):
+        teacher, wanted = _teacher(original, batch, len(samples))
+        probe, fed, names = _student(compressed, batch, len(samples))
+        tallies = [[Tally(found) for found in names] for _ in range(folds)]
+        with open_session(teacher, threads=threads) as giving, open_session(probe, threads=threads) as reading:
+            for index, feeds in enumerate(progress.track(samples, "paired moments", len(samples))):
+                targets = giving.run({name: feeds[name] for name in giving.inputs}, wanted)
+                shown = dict(zip(fed, targets.values(), strict=True))
+                found = reading.run(dict(feeds) | shown, [name for group in names for name in group])
+                for tally in tallies[index % folds]:
+                    tally.add(found)
+        for pair, *shares in zip(batch, *tallies, strict=True):
+            yield merged([_paired(pair.layer, tally) for tally in shares])
 
 
-def _probe(model: Model, layers: Sequence[LinearLayer], samples: int) -> tuple[Model, list[tuple[str, str, str]]]:
+def _paired(layer: LinearLayer, tally: Tally) -> PairedMoments:
+    second, mean, cross, target_mean, energy = tally.means()
+    return PairedMoments(layer, second, mean[..., 0], cross, target_mean[..., 0], energy[..., 0], tally.count)
+
+
+def _paired_bytes(layer: LinearLayer) -> int:
+    return 8 * layer.groups * layer.inputs * (layer.inputs + layer.rows)
+
+
+def _probe(model: Model, layers: Sequence[LinearLayer], samples: int) -> tuple[Model, list[tuple[str, ...]]]:
     """Return a copy of the model with outputs for each layer's moments and their number of positions."""
-    positions = {id(node): index for index, node in enumerate(model.graph.nodes)}
-    probe = model.copy()
-    graph = probe.graph
-    builder = _Builder(graph)
-    graph.outputs.clear()  # what no moment needs is not computed
-    names = []
-    for layer in layers:
-        twin = linear_layer(graph.nodes[positions[id(layer.node)]])
-        assert twin is not None
-        least, most = _POSITIONS
-        kept = min(max(_EVIDENCE * layer.inputs // samples, least), most)
-        columns = (builder.patches if twin.node.op == "Conv" else builder.features)(twin, kept)
-        names.append(builder.moment(columns))
-    clean(graph)
+    probe, inner = twins(model, layers)
+    builder = ColumnBuilder(probe.graph)
+    names: list[tuple[str, ...]] = []
+    for twin in inner:
+        columns = builder.columns(twin, evidence(twin, samples))
+        names.append((builder.product(columns, columns), builder.total(columns), builder.count(columns)))
+    clean(probe.graph)
     return probe, names
 
 
-class _Builder:
-    """Adds the nodes of moments to a graph."""
+def _teacher(model: Model, pairs: Sequence[Pair], samples: int) -> tuple[Model, list[str]]:
+    """Return a copy of the original model whose outputs are the targets, and their names."""
+    copy, _ = twins(model, ())
+    builder = ColumnBuilder(copy.graph)
+    tensors = {tensor.name: tensor for node in copy.graph.nodes for tensor in node.outputs}
+    wanted = []
+    for pair in pairs:
+        kept = evidence(pair.layer, samples, len(pair.rows))
+        wanted.append(builder.targets(tensors[pair.target], pair.layer, pair.rows, kept))
+    clean(copy.graph)
+    return copy, wanted
 
-    def __init__(self, graph: gs.Graph) -> None:
-        self._graph = graph
-        self._taken = tensor_names(graph)
 
-    def features(self, layer: LinearLayer, kept: int) -> gs.Tensor:
-        """Return the input of a Gemm or MatMul as columns, [1, inputs, positions]."""
-        rows = self._node("Reshape", [self._float(layer.input), self._const(np.array([1, -1, layer.inputs]))])
-        return self._node("Transpose", [self._thin(rows, 1, kept)], perm=[0, 2, 1])
-
-    def patches(self, layer: LinearLayer, kept: int) -> gs.Tensor:
-        """Return the patches of a convolution as columns, [groups, inputs, positions].
-
-        A depthwise convolution with one-hot kernels copies each position of the kernel to a channel of its own, with
-        the layer's own strides, pads and dilations.
-        """
-        kernel = tuple(layer.weight.shape[2:])
-        area, channels = int(np.prod(kernel)), layer.weight.shape[1] * layer.groups
-        image = self._float(layer.input)
-        attrs = {key: value for key, value in layer.node.attrs.items() if key not in ("group", "kernel_shape")}
-        if area > 1 or attrs:
-            one_hot = np.tile(np.eye(area, dtype=np.float32), (channels, 1)).reshape(channels * area, 1, *kernel)
-            image = self._node("Conv", [image, self._const(one_hot)], group=channels, **attrs)
-        shape = np.array([0, layer.groups, layer.inputs, -1])  # 0 keeps the batch
-        columns = self._node("Reshape", [image, self._const(shape)])
-        columns = self._node("Transpose", [self._thin(columns, 3, kept)], perm=[1, 2, 0, 3])
-        return self._node("Reshape", [columns, self._const(np.array([layer.groups, layer.inputs, -1]))])
-
-    def moment(self, columns: gs.Tensor) -> tuple[str, str, str]:
-        """Make the sums over positions of x x^T and x, and their number, outputs of the graph; return the names."""
-        transposed = self._node("Transpose", [columns], perm=[0, 2, 1])
-        moment = self._node("MatMul", [columns, transposed], dtype=np.float32)
-        whole = self._node("Gather", [self._node("Shape", [columns]), self._const(np.array([2]))])
-        column = self._node("Concat", [whole, self._const(np.array([1]))], axis=0)
-        one = self._node("ConstantOfShape", [column], value=Constant("", np.ones(1, np.float32)))
-        mean = self._node("MatMul", [columns, one], dtype=np.float32)  # no ReduceSum, whose axes moved in opset 13
-        shape = self._node("Shape", [columns])
-        count = self._node("Gather", [shape, self._const(np.array(2))], dtype=np.int64)
-        self._graph.outputs.extend((moment, mean, count))
-        return moment.name, mean.name, count.name
-
-    def _thin(self, tensor: gs.Tensor, axis: int, kept: int) -> gs.Tensor:
-        """Keep every n-th position so that at most so many are left."""
-        size = self._node("Gather", [self._node("Shape", [tensor]), self._const(np.array([axis]))])
-        step = self._node("Div", [size, self._const(np.array([kept]))])
-        step = self._node("Add", [step, self._const(np.array([1]))])
-        start, axes = self._const(np.array([0])), self._const(np.array([axis]))
-        return self._node("Slice", [tensor, start, size, axes, step])
-
-    def _float(self, tensor: gs.Tensor) -> gs.Tensor:
-        return self._node("Cast", [tensor], to=onnx.TensorProto.FLOAT)
-
-    def _const(self, values: np.ndarray) -> gs.Constant:
-        values = values.astype(np.int64) if values.dtype.kind == "i" else values
-        return Constant(unique_name("moment/constant", self._taken), values)
-
-    def _node(self, op: str, inputs: Sequence[gs.Tensor], dtype: Any = None, **attrs: Any) -> gs.Tensor:
-        output = Variable(unique_name(f"moment/{op}", self._taken), dtype=dtype)
-        self._graph.nodes.append(Node(op, output.name, attrs, list(inputs), [output]))
-        return output
+def _student(model: Model, pairs: Sequence[Pair], samples: int) -> tuple[Model, list[str], list[tuple[str, ...]]]:
+    """Return a copy of the compressed model that is fed targets too, their names, and those of the moments."""
+    probe, inner = twins(model, [pair.layer for pair in pairs])
+    builder = ColumnBuilder(probe.graph)
+    fed: list[str] = []
+    names: list[tuple[str, ...]] = []
+    for pair, twin in zip(pairs, inner, strict=True):
+        columns = builder.columns(twin, evidence(twin, samples, len(pair.rows)))
+        name, targets = builder.received(twin)
+        fed.append(name)
+        sums = builder.product(columns, columns), builder.total(columns), builder.product(targets, columns)
+        names.append((*sums, builder.total(targets), builder.energy(targets), builder.count(columns)))
+    clean(probe.graph)
+    return probe, fed, names

@@ -10,9 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.ir.graph import Constant
 from graphopt.layers import linear_layers
 from graphopt.model import Model
-from graphopt.moments import layer_moments
+from graphopt.moments import Pair, layer_moments, paired_moments
 from graphopt.runtime.session import open_session
 from graphopt.samples import open_samples
 
@@ -123,3 +124,70 @@ def test_what_is_no_linear_layer() -> None:
       z = MatMul(x, w) }
     """
     assert linear_layers(Model.from_proto(onnx.parser.parse_model(text))) == ()
+
+
+@pytest.mark.parametrize(
+    ("weight", "attrs"),
+    [
+        ((6, 4, 3, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+        ((8, 2, 3, 3), {"group": 2}),
+        ((4, 1, 3, 3), {"group": 4, "pads": [1, 1, 1, 1]}),
+        ((5, 4, 1, 1), {}),
+    ],
+)
+def test_pairs_of_one_model_give_its_own_layer_back(weight: tuple[int, ...], attrs: dict[str, Any]) -> None:
+    model = conv_model((1, 4, 9, 7), weight, **attrs)
+    feeds = [{"x": RNG.normal(size=(2, 4, 9, 7)).astype(np.float32)} for _ in range(6)]
+    (layer,) = linear_layers(model)
+    samples = open_samples(feeds, model.interface)
+    (found,) = paired_moments(model, model, [Pair.same(layer)], samples)
+    (alone,) = layer_moments(model, [layer], samples)
+    np.testing.assert_allclose(found.second, alone.second)
+    solved = np.linalg.solve(found.second, found.cross.transpose(0, 2, 1)).transpose(0, 2, 1)
+    np.testing.assert_allclose(solved, layer.matrix(), rtol=1e-3, atol=1e-4, err_msg="positions of the two disagree")
+    explained = np.einsum("grk,grk->gr", layer.matrix() @ found.second, layer.matrix())
+    np.testing.assert_allclose(found.energy, explained, rtol=1e-4)
+
+
+def test_targets_come_from_the_original_and_inputs_from_the_compressed_model() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3] x) => (float[N, 2] y)
+    <float[3, 4] a = {1,2,3,4,5,6,7,8,9,10,11,12}, float[4, 2] b = {1,2,3,4,5,6,7,8}>
+    { h = MatMul(x, a)
+      y = MatMul(h, b) }
+    """
+    original = Model.from_proto(onnx.parser.parse_model(text))
+    compressed = original.copy()
+    first, second = linear_layers(compressed)
+    first.weight.values = first.weight.values * 0.5
+    inputs = RNG.normal(size=(40, 3)).astype(np.float32)
+    samples = open_samples([{"x": inputs[:10]}, {"x": inputs[10:25]}, {"x": inputs[25:]}], original.interface)
+    rows = np.array([1])
+    narrow = narrowed(compressed.copy())
+    (found,) = paired_moments(original, narrow, [Pair(linear_layers(narrow)[1], "y", rows)], samples)
+    assert found.cross.shape == (1, 1, 4), "only the kept row counts"
+    (found,) = paired_moments(original, compressed, [Pair.same(second)], samples, folds=3)
+    hidden = inputs @ first.weight.values
+    target = inputs @ linear_layers(original)[0].weight.values @ second.weight.values
+    np.testing.assert_allclose(found.second[0], hidden.T @ hidden / 40, rtol=1e-5)
+    np.testing.assert_allclose(found.cross[0], target.T @ hidden / 40, rtol=1e-5)
+    np.testing.assert_allclose(found.target_mean[0], target.mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.centred.energy[0], target.var(axis=0), rtol=1e-5)
+    assert [fold.count for fold in found.folds] == [10, 15, 15]
+    np.testing.assert_allclose(found.folds[1].second[0], hidden[10:25].T @ hidden[10:25] / 15, rtol=1e-5)
+    assert len(original.graph.outputs) == len(compressed.graph.outputs) == 1, "a model was extended"
+
+
+def narrowed(model: Model) -> Model:
+    """Drop the first column of the last layer's weight, in place."""
+    layer = linear_layers(model)[-1]
+    layer.node.inputs[1] = Constant("narrow", layer.weight.values[:, 1:])
+    return model
+
+
+def test_a_missing_target_is_named() -> None:
+    model = conv_model((1, 4, 9, 7), (5, 4, 1, 1))
+    samples = open_samples([{"x": np.ones((1, 4, 9, 7), np.float32)}], model.interface)
+    with pytest.raises(KeyError, match="nowhere"):
+        list(paired_moments(model, model, [Pair(linear_layers(model)[0], "nowhere", np.arange(5))], samples))
