@@ -317,11 +317,19 @@ def test_the_saved_model_is_the_pruned_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prune:ratio=1", r"ratio must be in \[0, 1\), not 1.0"),
-        ("prune:ratio=-0.1", r"ratio must be in \[0, 1\), not -0.1"),
+        ("prune:ratio=1", r"ratio must be in \[0, 1\) or auto, not 1.0"),
+        ("prune:ratio=-0.1", r"ratio must be in \[0, 1\) or auto, not -0.1"),
         ("prune:ratio=nan", "'nan' is not allowed; use number"),
-        ("prune:scope=model", "'model' is not allowed; use layer|global"),
-        ("prune:pattern=2of4", "'2of4' is not allowed; use unstructured"),
+        ("prune:scope=model", "'model' is not allowed; use adaptive|layer|global"),
+        ("prune:pattern=4of2", "must keep at least 1 and fewer than all of at most 64 inputs"),
+        ("prune:pattern=dense", "pattern must be unstructured, NofM such as 2of4, block or channels, not 'dense'"),
+        ("prune:pattern=block:block=0x4", "block must be outputs times inputs, such as 4x4, not '0x4'"),
+        ("prune:of=latency", "of=latency needs pattern=channels"),
+        ("prune:criterion=variance", "criterion=variance compares groups of weights"),
+        (
+            "prune:pattern=2of4:threshold=0.1",
+            "threshold must be at least 0 and goes with pattern=unstructured or block",
+        ),
     ],
 )
 def test_wrong_options_are_refused(text: str, message: str) -> None:
@@ -330,10 +338,10 @@ def test_wrong_options_are_refused(text: str, message: str) -> None:
 
 
 def test_wrong_options_are_refused_in_python() -> None:
-    with pytest.raises(ValueError, match="scope must be layer or global, not 'model'"):
+    with pytest.raises(ValueError, match="scope must be adaptive\\|layer\\|global, not 'model'"):
         Prune(scope="model")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="pattern must be unstructured, not '2of4'"):
-        Prune(pattern="2of4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pattern must be unstructured, NofM"):
+        Prune(pattern="2/4")
 
 
 def test_the_text_of_the_options_reads_back() -> None:

@@ -9,14 +9,19 @@ from graphopt.compensate.descent import coordinate_descent
 from graphopt.compensate.gptq import damped, gptq
 from graphopt.compensate.grid import Grid, PaletteGrid, UniformGrid
 from graphopt.compensate.loss import output_loss
+from graphopt.compensate.patterns import Blocks, NofM, Pattern, Unstructured
 from graphopt.compensate.refit import refit_block_scales, refit_levels, refit_scales
 from graphopt.compensate.uniform import Integers, fit_integers, start_grid
 
 __all__ = [
+    "Blocks",
     "Grid",
     "Integers",
+    "NofM",
     "PaletteGrid",
+    "Pattern",
     "UniformGrid",
+    "Unstructured",
     "coordinate_descent",
     "damped",
     "fit_integers",

@@ -40,7 +40,7 @@ def gptq(weight: np.ndarray, moment: np.ndarray, grid: Grid, *, descending: bool
     """
     order = np.argsort(-np.diag(moment), kind="stable") if descending else np.arange(weight.shape[1])
     rest = np.array(np.asarray(weight, np.float64).T[order], order="C")  # [inputs, rows]: columns are contiguous
-    upper = _inverse_factor(moment[np.ix_(order, order)])
+    upper = inverse_factor(moment[np.ix_(order, order)])
     result = np.empty_like(rest)
     for start in range(0, len(rest), _BLOCK):
         stop = min(start + _BLOCK, len(rest))
@@ -56,7 +56,7 @@ def gptq(weight: np.ndarray, moment: np.ndarray, grid: Grid, *, descending: bool
     return np.ascontiguousarray(back.T)
 
 
-def _inverse_factor(moment: np.ndarray) -> np.ndarray:
+def inverse_factor(moment: np.ndarray) -> np.ndarray:
     """Return the upper Cholesky factor U of the inverse: inverse = U^T U.
 
     With the columns in reverse order the moment is L L^T; the factor is the inverse of L, turned back.

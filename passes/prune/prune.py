@@ -2,78 +2,100 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
 from graphopt.base import Pass, PassReport, Skip
+from graphopt.compensate import NofM, Pattern
 from graphopt.context import Context
 from graphopt.model import Model
-from graphopt.passes.prune.criteria import magnitude
-from graphopt.passes.prune.selection import Cut, find_cut, first_ties, score_keys
+from graphopt.passes.prune.allocate import RATIOS, energy_curve, share_out
+from graphopt.passes.prune.channels import prune_channels
+from graphopt.passes.prune.fitting import fitting
+from graphopt.passes.prune.options import CHANNELS, NEED_SAMPLES, Criterion, Scope, Unit, parse_pattern
+from graphopt.passes.prune.plain import Scorer, count_zeros, zero_all_but, zero_below, zero_smallest
 from graphopt.passes.prune.weights import Weight, find_weights
-
-Pattern = Literal["unstructured"]
-Scope = Literal["layer", "global"]
-_CHUNK = 2**20  # weights scored at a time
 
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Set the weights of smallest magnitude to zero.
+    """Set the weights that matter least to zero, or remove whole channels.
 
-    ``W -> W * M`` with a mask M that is 0 for the ``floor(ratio * size)`` smallest ``|w|`` and 1 elsewhere. Weights
-    that are zero already count; among equal magnitudes the first go. Pruned are the weights of Conv, ConvTranspose,
-    Gemm, MatMul, LSTM, GRU and RNN; biases, norms and embeddings are not. A weight that several nodes share is pruned
-    once. Skipped with a reason is what somebody else reads too, what a caller may override, and what is quantized
-    already.
+    ``W -> W * M`` with a mask M of zeros and ones. Weights that are zero already count; among equals the first go.
+    Pruned are the weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN; biases, norms and embeddings are
+    not. A weight that several nodes share is pruned once. Skipped with a reason is what somebody else reads too, what a
+    caller may override, what is quantized already, and what the pattern does not fit.
 
-    Zeros alone make no runtime of dense kernels faster; they make the file smaller once it is compressed.
+    Zeros make no runtime of dense kernels faster; they make the file smaller once it is compressed. Removed channels
+    (pattern=channels) make it smaller and faster by themselves.
 
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015.
 
     Attributes:
-        pattern: Where zeros may stand; unstructured is anywhere.
-        ratio: Fraction of the weights to zero, in [0, 1).
-        scope: Whether each weight tensor loses this fraction, or all of them together, compared by magnitude.
+        pattern: unstructured; NofM, such as 2of4, where N of M neighbouring inputs stay; block; or channels.
+        ratio: Fraction to take away, in [0, 1), or auto, as much as the limit on the loss allows. With NofM it says
+            how much of the model takes the pattern: half of it at 2of4 is ratio 0.25.
+        of: What the ratio is a fraction of; latency is for channels only.
+        criterion: How a weight's worth is measured; auto is by magnitude (l1). variance is for groups of weights.
+        scope: Whether each weight loses the ratio (layer), or all together, compared by the energy that goes
+            (global) or by the part of each layer's energy that goes (adaptive).
+        block: Outputs times inputs of a block.
+        threshold: Zero what scores at most this, instead of a ratio.
+        reconstruct: Whether what stays is fitted to the original outputs, where there are samples.
         embeddings: Whether tables that Gather reads are pruned as well.
     """
 
     name: ClassVar[str] = "prune"
     lossless: ClassVar[bool] = False
 
-    pattern: Pattern = "unstructured"
-    ratio: float = 0.5
+    pattern: str = "unstructured"
+    ratio: float | Literal["auto"] = 0.5
+    of: Unit = "weights"
+    criterion: Criterion = "auto"
     scope: Scope = "layer"
+    block: str = "4x4"
+    threshold: float | None = None
+    reconstruct: bool = True
     embeddings: bool = False
 
     def __post_init__(self) -> None:
         """Check the options.
 
         Raises:
-            ValueError: One is out of its range.
+            ValueError: One is out of its range, or two contradict each other.
         """
-        if not 0 <= self.ratio < 1:
-            raise ValueError(f"ratio must be in [0, 1), not {self.ratio}")
-        if self.scope not in get_args(Scope):
-            raise ValueError(f"scope must be {' or '.join(get_args(Scope))}, not '{self.scope}'")
-        if self.pattern not in get_args(Pattern):
-            raise ValueError(f"pattern must be {' or '.join(get_args(Pattern))}, not '{self.pattern}'")
+        if self.ratio != "auto" and not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio must be in [0, 1) or auto, not {self.ratio}")
+        for option, allowed in (("of", Unit), ("criterion", Criterion), ("scope", Scope)):
+            if getattr(self, option) not in get_args(allowed):
+                raise ValueError(f"{option} must be {'|'.join(get_args(allowed))}, not '{getattr(self, option)}'")
+        if self.pattern == CHANNELS:
+            return
+        pattern = parse_pattern(self.pattern, self.block)
+        if self.ratio == "auto" or self.criterion in NEED_SAMPLES:
+            raise ValueError("ratio=auto and criteria that look at inputs need pattern=channels")
+        if self.of in ("latency", "macs"):
+            raise ValueError("of=latency needs pattern=channels: zeros save no time")
+        if self.criterion == "variance" and self.pattern != "block":
+            raise ValueError("criterion=variance compares groups of weights: use pattern=block or channels")
+        if self.threshold is not None and (self.threshold < 0 or isinstance(pattern, NofM)):
+            raise ValueError("threshold must be at least 0 and goes with pattern=unstructured or block")
 
     def run(self, model: Model, context: Context) -> PassReport:
         """Prune in place; see the class."""
-        weights, skipped = find_weights(model, embeddings=self.embeddings)
-        if not weights and not skipped:
+        if self.pattern == CHANNELS:
+            return prune_channels(model, context, self)
+        found, skipped = find_weights(model, embeddings=self.embeddings)
+        if not found and not skipped:
             operators = "Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU or RNN"
             return PassReport(0, (Skip("model", f"it has no constant weights of {operators} nodes"),))
-        groups = [[weight] for weight in weights] if self.scope == "layer" else [weights]
+        pattern = parse_pattern(self.pattern, self.block)
+        weights, unfit = fitting(found, pattern)
         zeros_before = sum(count_zeros(weight) for weight in weights)
-        tracked = context.progress.track(groups, "prune", len(groups))
-        gains = [gain for group in tracked for gain in zero_smallest(group, self.ratio)]
+        gains = list(self._pruned(weights, pattern, context))
         size, zeros = sum(weight.size for weight in weights), zeros_before + sum(gains)
         metrics = {
             "tensors": len(weights),
@@ -82,59 +104,44 @@ class Prune(Pass):
             "zeros": zeros,
             "sparsity": zeros / size if size else 0.0,
         }
-        return PassReport(len(gains), tuple(skipped), metrics, _notes(metrics) if gains else ())
+        return PassReport(len(gains), (*skipped, *unfit), metrics, _notes(metrics) if gains else ())
 
+    def _pruned(self, weights: Sequence[Weight], pattern: Pattern, context: Context) -> Iterator[int]:
+        """Prune by the weights alone; yield the zeros that each changed weight gained."""
+        scorer = Scorer(pattern, "l1" if self.criterion == "auto" else self.criterion, self._rng(context))
+        if self.threshold is not None:
+            for weight in weights:
+                yield from zero_below(weight, self.threshold, scorer)
+            return
+        assert self.ratio != "auto"
+        if self.scope == "global" and self.of == "weights" and not isinstance(pattern, NofM):
+            yield from zero_smallest(weights, self.ratio, scorer)
+            return
+        ratios = self._ratios(weights, pattern, self.ratio)
+        for weight, ratio in context.progress.track(list(zip(weights, ratios, strict=True)), "prune", len(weights)):
+            if not isinstance(pattern, NofM):
+                yield from zero_smallest([weight], ratio, scorer)
+            elif ratio > 0:
+                yield from zero_all_but(weight, pattern, scorer)
 
-def zero_smallest(weights: Sequence[Weight], ratio: float) -> Iterator[int]:
-    """Zero the smallest weights of a group in place; for each tensor that changed, yield the zeros it gained.
+    def _ratios(self, weights: Sequence[Weight], pattern: Pattern, ratio: float) -> list[float]:
+        """Return the ratio of each weight."""
+        fixed = isinstance(pattern, NofM)
+        if self.scope == "layer":
+            return [ratio] * len(weights)
+        steps = (0.0, pattern.ratio) if isinstance(pattern, NofM) else RATIOS
+        curves = [
+            energy_curve(weight, self._cost(weight), steps, relative=self.scope == "adaptive", whole=fixed)
+            for weight in weights
+        ]
+        return share_out(curves, ratio)
 
-    Args:
-        weights: The group; its scores are compared with each other.
-        ratio: Fraction of the group's elements that are to be zero, in [0, 1), taken at its decimal value.
-    """
-    count = math.floor(Fraction(str(ratio)) * sum(weight.size for weight in weights))
-    if count == 0:
-        return
-    wide = any(weight.constant.dtype == np.float64 for weight in weights)
-    kind = np.float64 if wide else np.float32
-    cut = find_cut(lambda: (scores for weight in weights for _, scores in _scored(weight, wide)), count, kind)
-    if cut.key == 0:
-        return  # as many are zero already
-    ties = cut.ties
-    for weight in weights:
-        pruned, gained, used = _without(weight, Cut(cut.key, ties), wide)
-        ties -= used
-        if gained:
-            weight.constant.values = pruned
-            yield gained
+    def _cost(self, weight: Weight) -> float:
+        """Return what a weight costs in the unit of the ratio."""
+        return float(weight.size * (np.dtype(weight.constant.dtype).itemsize if self.of == "bytes" else 1))
 
-
-def count_zeros(weight: Weight) -> int:
-    """Return how many elements of a weight are zero."""
-    return sum(scores.size - int(np.count_nonzero(scores)) for _, scores in _scored(weight, wide=False))
-
-
-def _scored(weight: Weight, wide: bool) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the scores of a weight, chunk by chunk, each with the flat position it starts at."""
-    values = weight.constant.values.reshape(-1)
-    for start in range(0, values.size, _CHUNK):
-        scores = magnitude(values[start : start + _CHUNK])
-        yield start, scores.astype(np.float64) if wide else scores
-
-
-def _without(weight: Weight, cut: Cut, wide: bool) -> tuple[np.ndarray, int, int]:
-    """Return the weight without what lies below the cut, the zeros that it gained and the ties that it used."""
-    pruned = np.array(weight.constant.values, order="C")
-    flat = pruned.reshape(-1)
-    gained, used = 0, 0
-    for start, scores in _scored(weight, wide):
-        keys = score_keys(scores)
-        tied = first_ties(keys == cut.key, cut.ties - used)
-        used += int(np.count_nonzero(tied))
-        chosen = (keys < cut.key) | tied
-        gained += int(np.count_nonzero(chosen & (keys != 0)))
-        flat[start : start + keys.size][chosen] = 0
-    return pruned, gained, used
+    def _rng(self, context: Context) -> Callable[[str], np.random.Generator]:
+        return lambda name: context.rng(f"prune/{name}")
 
 
 def _notes(metrics: Mapping[str, float]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from graphopt.base import Skip
 from graphopt.ir.graph import Graph, payload, walk_graphs, walk_nodes
 from graphopt.ir.payload import StoredSparseTensor
 from graphopt.model import Model
+from graphopt.passes.prune.layout import Layout, layout_of
 
 _SLOTS = {
     "Conv": (1,),
@@ -36,10 +37,14 @@ class Weight:
     Attributes:
         name: Tensor name.
         constant: What holds its values: the tensor itself, or the attribute of a Constant node.
+        layout: How it is a matrix for all of its users; None where they differ, see it moved, or it is a vector.
+        users: The nodes that multiply by it.
     """
 
     name: str
     constant: gs.Constant
+    layout: Layout | None
+    users: tuple[gs.Node, ...]
 
     @property
     def size(self) -> int:
@@ -69,7 +74,8 @@ def find_weights(model: Model, *, embeddings: bool) -> tuple[list[Weight], list[
             if reason:
                 skipped.append(Skip(name, reason))
             else:
-                weights.append(Weight(name, constant))
+                users = tuple(use[0] for use in uses if _is_weight(use))
+                weights.append(Weight(name, constant, _layout(constant, readers.directly(tensor)), users))
         skipped.extend(_unreachable(root))
     return weights, skipped
 
@@ -101,6 +107,10 @@ class _Readers:
         """Return the uses of the tensor, those by moving operators replaced by the uses of their results."""
         return [use for moved in self._moved(tensor) for use in self._users.get(id(moved), []) if not _moves(use)]
 
+    def directly(self, tensor: gs.Tensor) -> list[Use]:
+        """Return the uses of the tensor itself."""
+        return self._users.get(id(tensor), [])
+
     def reaches_output(self, tensor: gs.Tensor) -> bool:
         """Whether the tensor, moved or not, is an output of the graph or of a body."""
         return any(id(moved) in self._outputs for moved in self._moved(tensor))
@@ -130,6 +140,13 @@ def _is_weight(use: Use) -> bool:
 def _is_embedding(use: Use) -> bool:
     node, index = use
     return _is_standard(node) and node.op == "Gather" and index == 0
+
+
+def _layout(constant: gs.Constant, uses: list[Use]) -> Layout | None:
+    """Return the one layout that all uses agree on, or None; embeddings have none."""
+    shape = tuple(payload(constant).shape)
+    found = {layout_of(node, index, shape) if _is_weight((node, index)) else None for node, index in uses}
+    return found.pop() if len(found) == 1 else None
 
 
 def _objection(constant: gs.Constant, uses: list[Use], *, embeddings: bool, is_output: bool) -> str:
