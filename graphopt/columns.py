@@ -107,9 +107,8 @@ class ColumnBuilder:
     def _thin(self, tensor: gs.Tensor, axis: int, kept: int) -> gs.Tensor:
         """Keep every n-th position so that at most so many are left."""
         size = self._node("Gather", [self._node("Shape", [tensor]), self._const(np.array([axis]))])
-        step = self._node("Add", [size, self._const(np.array([kept - 1]))])
-        step = self._node("Div", [step, self._const(np.array([kept]))])
-        step = self._node("Max", [step, self._const(np.array([1]))])  # an empty tensor has no positions to step over
+        step = self._node("Div", [self._node("Sub", [size, self._const(np.array([1]))]), self._const(np.array([kept]))])
+        step = self._node("Add", [step, self._const(np.array([1]))])  # at least 1, also of an empty tensor
         start, axes = self._const(np.array([0])), self._const(np.array([axis]))
         return self._node("Slice", [tensor, start, size, axes, step])
 
