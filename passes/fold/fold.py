@@ -35,6 +35,7 @@ class Fold(Pass):
     Attributes:
         without: Rules to switch off, joined by "+".
         max_growth: Bytes that the file may become larger by.
+        max_opset: Operator set up to which the model may be raised where a fused operator needs it; 0 for none.
     """
 
     name: ClassVar[str] = "fold"
@@ -42,6 +43,7 @@ class Fold(Pass):
 
     without: str = ""
     max_growth: int = 0
+    max_opset: int = 20
 
     def __post_init__(self) -> None:
         known = rule_names()
@@ -57,7 +59,7 @@ class Fold(Pass):
 
     def run(self, model: Model, context: Context) -> PassReport:
         """Rewrite the model until no rule fits."""
-        return _Run(model, self._switched_off, self.max_growth).report()
+        return _Run(model, self._switched_off, self.max_growth, self.max_opset).report()
 
 
 def rule_names() -> tuple[str, ...]:
@@ -68,10 +70,10 @@ def rule_names() -> tuple[str, ...]:
 class _Run:
     """One run of the pass over one model."""
 
-    def __init__(self, model: Model, without: tuple[str, ...], max_growth: int) -> None:
+    def __init__(self, model: Model, without: tuple[str, ...], max_growth: int, max_opset: int) -> None:
         self._model = model
         self._limit = file_bytes(model) + max_growth
-        self._bench = Workbench(model, max_growth)
+        self._bench = Workbench(model, max_growth, max_opset)
         self._rules: dict[str, list[Rule]] = {}
         for rule in RULES:
             for op in sorted(rule.ops) if rule.name not in without else ():

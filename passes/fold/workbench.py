@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -23,6 +23,7 @@ from graphopt.ir.graph import (
 from graphopt.ir.placement import unique_name
 from graphopt.model import Model
 from graphopt.passes.fold.ints import Ints, ShapeValues
+from graphopt.passes.fold.opset import raise_opset
 from graphopt.passes.fold.sizes import array_cost, constant_cost, node_cost
 from graphopt.passes.fold.stated import stated_constant
 from graphopt.shapes import STANDARD_DOMAINS, TensorType, TensorTypes, tensor_types
@@ -39,6 +40,7 @@ class Workbench:
     Args:
         model: Edited in place.
         budget: Bytes that rewrites may add before they have saved any.
+        max_opset: Latest operator set that `raise_opset` goes to; 0 for none.
 
     Attributes:
         model: The model.
@@ -47,8 +49,9 @@ class Workbench:
         budget: About how many bytes the rewrites so far have saved.
     """
 
-    def __init__(self, model: Model, budget: int = 0) -> None:
+    def __init__(self, model: Model, budget: int = 0, max_opset: int = 0) -> None:
         self.model = model
+        self._max_opset = max_opset
         self.types = TensorTypes()
         self.values = ShapeValues(self.types)
         self._names: set[str] | None = None
@@ -292,6 +295,19 @@ class Workbench:
                     tensor.name = self.free_name(tensor.name)
             self.put(inner, graph)
         return moved
+
+    def raise_opset(self, nodes: Sequence[gs.Node], wanted: int) -> str:
+        """Raise the operator set of the model for the sake of nodes that are about to be merged.
+
+        Returns:
+            Why it cannot be done; empty if it was, or is not needed.
+        """
+        if self.opset(nodes[0]) >= wanted:
+            return ""
+        if wanted > self._max_opset:
+            return f"it takes operator set {wanted}, and max-opset is {self._max_opset}"
+        saved = sum(node_cost(node) for node in nodes[1:])
+        return raise_opset(self, wanted, max(self.budget, 0) + saved)
 
     def _forget_results(self, graph: gs.Graph) -> None:
         for tensor in graph.outputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphopt.passes.fold.rules.activation import Activation, HardSigmoid
 from graphopt.passes.fold.rules.affine import Affine
 from graphopt.passes.fold.rules.batch_norm import BatchNorm
 from graphopt.passes.fold.rules.gemm import ToGemm
@@ -39,6 +40,8 @@ RULES: tuple[Rule, ...] = (
     BatchNorm(),
     LayerNorm(),
     NeutralOperand(),
+    Activation(),
+    HardSigmoid(),
     Affine(),
     ToGemm(),
 )

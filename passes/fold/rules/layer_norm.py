@@ -6,8 +6,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.graph import Node
+from graphopt.passes.fold.rules.match import fuse, made_by, operand, reads_only_inside
 from graphopt.passes.fold.rules.rule import Outcome, Rule
-from graphopt.passes.fold.workbench import Workbench, is_standard
+from graphopt.passes.fold.workbench import Workbench
 
 _OPSET = 17  # the first with LayerNormalization
 
@@ -15,8 +16,9 @@ _OPSET = 17  # the first with LayerNormalization
 class LayerNorm(Rule):
     """``(x - mean) / sqrt(mean((x - mean)^2) + eps) * gamma + beta -> LayerNormalization(x, gamma, beta)``.
 
-    Over the last axis, in float32, from operator set 17 on, with constant gamma and beta of the size of that axis,
-    where nobody reads what is computed in between. ONNX Runtime makes the same of it by itself.
+    Over the last axis, in float32, with constant gamma and beta of the size of that axis, where nobody reads what is
+    computed in between. An older operator set is raised to 17 (option `max_opset`). ONNX Runtime makes the same of it
+    by itself.
     """
 
     name = "layer-norm"
@@ -24,8 +26,6 @@ class LayerNorm(Rule):
 
     def apply(self, node: gs.Node, bench: Workbench) -> Outcome:
         """Replace the nine nodes."""
-        if bench.opset(node) < _OPSET:
-            return False
         found = _match(node, bench)
         if found is None:
             return False
@@ -37,34 +37,31 @@ class LayerNorm(Rule):
             return "gamma and beta are not constants with one number for each place of the last axis"
         if bench.types[source].dtype != np.float32:
             return "it is not float32"
-        if not all(_stays_inside(step, inner, bench) for step in inner if step is not node):
+        if not reads_only_inside(inner, bench):
             return "what is computed in between is used elsewhere too"
-        output = node.outputs[0]
+        reason = bench.raise_opset(inner, _OPSET)
+        if reason:
+            return reason
         attrs = {"axis": -1, "epsilon": epsilon}
-        merged = Node("LayerNormalization", node.name, attrs, [source, gamma, beta], [])
-        bench.add(merged, node)
-        for step in inner:
-            bench.remove(step)
-        merged.outputs.append(output)
-        bench.touch([merged, *output.outputs])
+        fuse(inner, Node("LayerNormalization", node.name, attrs, [source, gamma, beta], []), bench)
         return True
 
 
 def _match(node: gs.Node, bench: Workbench) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor, float, list[gs.Node]] | None:
     """Return x, gamma, beta, epsilon and the nodes of a normalization that ends at `node`."""
-    scaled, beta = _operand(node, "Mul", bench)
-    normed, gamma = _operand(scaled, "Div", bench)
+    scaled, beta = operand(node, "Mul", bench)
+    normed, gamma = operand(scaled, "Div", bench)
     if scaled is None or normed is None or beta is None or gamma is None:
         return None
-    centered = _made_by(normed.inputs[0], "Sub", bench)
-    root = _made_by(normed.inputs[1], "Sqrt", bench)
-    shifted = _made_by(root.inputs[0], "Add", bench) if root is not None else None
-    variance, offset = _operand(shifted, "ReduceMean", bench)
+    centered = made_by(normed.inputs[0], "Sub", bench)
+    root = made_by(normed.inputs[1], "Sqrt", bench)
+    shifted = made_by(root.inputs[0], "Add", bench) if root is not None else None
+    variance, offset = operand(shifted, "ReduceMean", bench)
     epsilon = bench.small_array(offset)
     if centered is None or root is None or variance is None or epsilon is None or epsilon.size != 1:
         return None
     squared = _square_of(variance.inputs[0], centered.outputs[0], bench)
-    mean = _made_by(centered.inputs[1], "ReduceMean", bench)
+    mean = made_by(centered.inputs[1], "ReduceMean", bench)
     if squared is None or mean is None or mean.inputs[0] is not centered.inputs[0]:
         return None
     if not all(_over_last_axis(step, bench) for step in (mean, variance)):
@@ -73,28 +70,12 @@ def _match(node: gs.Node, bench: Workbench) -> tuple[gs.Tensor, gs.Tensor, gs.Te
     return centered.inputs[0], gamma, beta, float(epsilon.reshape(())), inner
 
 
-def _made_by(tensor: gs.Tensor, op: str, bench: Workbench) -> gs.Node | None:
-    producer = bench.producer(tensor)
-    return producer if producer is not None and producer.op == op and is_standard(producer) else None
-
-
-def _operand(node: gs.Node | None, op: str, bench: Workbench) -> tuple[gs.Node | None, gs.Tensor | None]:
-    """Return the operand of a two-operand node that `op` makes, and the other operand."""
-    if node is None or len(node.inputs) != 2:
-        return None, None
-    for index in (0, 1):
-        made = _made_by(node.inputs[index], op, bench)
-        if made is not None:
-            return made, node.inputs[1 - index]
-    return None, None
-
-
 def _square_of(tensor: gs.Tensor, base: gs.Tensor, bench: Workbench) -> gs.Node | None:
-    power = _made_by(tensor, "Pow", bench)
+    power = made_by(tensor, "Pow", bench)
     if power is not None and power.inputs[0] is base:
         exponent = bench.small_array(power.inputs[1])
         return power if exponent is not None and exponent.size == 1 and exponent.reshape(()) == 2 else None
-    product = _made_by(tensor, "Mul", bench)
+    product = made_by(tensor, "Mul", bench)
     return product if product is not None and all(factor is base for factor in product.inputs) else None
 
 
@@ -105,8 +86,3 @@ def _over_last_axis(node: gs.Node, bench: Workbench) -> bool:
     if shape is None or axes is None or len(axes) != 1 or not node.attrs.get("keepdims", 1):
         return False
     return axes[0] % len(shape) == len(shape) - 1
-
-
-def _stays_inside(step: gs.Node, inner: list[gs.Node], bench: Workbench) -> bool:
-    tensor = step.outputs[0]
-    return not bench.is_result(tensor) and all(any(user is other for other in inner) for user in tensor.outputs)

@@ -27,7 +27,7 @@ class ReshapeTarget(Rule):
         wanted = bench.known(node.inputs[1])
         if wanted is None or wanted.scalar:
             return False
-        target = constant_target(wanted.items, bench.values.dims(node.inputs[0]))
+        target = constant_target(wanted.items, bench.values.dims(node.inputs[0]), copied={0})
         if target is None:
             return False
         values = np.array(target, np.int64)
@@ -35,15 +35,23 @@ class ReshapeTarget(Rule):
         return True
 
 
-def constant_target(wanted: tuple[Element, ...], dims: tuple[int | str, ...] | None) -> list[int] | None:
-    """Return a constant target that means the same as `wanted` for a tensor of these dimensions, or None."""
-    if any(isinstance(item, int) and (item == 0 or item < -1) for item in wanted):
+def constant_target(
+    wanted: tuple[Element, ...], dims: tuple[int | str, ...] | None, *, copied: frozenset[int] | set[int] = frozenset()
+) -> list[int] | None:
+    """Return a constant target that means the same as `wanted` for a tensor of these dimensions, or None.
+
+    Args:
+        wanted: Elements of the target.
+        dims: Dimensions of the tensor that is reshaped.
+        copied: Numbers that stand for the tensor's own dimension: 0 in the target of a Reshape; none in a shape.
+    """
+    if any(isinstance(item, int) and item not in copied and (item == 0 or item < -1) for item in wanted):
         return None
     unknown = [index for index, item in enumerate(wanted) if not isinstance(item, int)]
     if len(unknown) == 1 and -1 not in wanted:  # better than a copied 0: it holds for empty tensors as well
         return [item if isinstance(item, int) else -1 for item in wanted]
     target: list[int] = []
     for index, item in enumerate(wanted):
-        copied = dims is not None and index < len(dims) and is_dimension(item) and dims[index] == item
-        target.append(item if isinstance(item, int) else 0 if copied else -1)
+        same = dims is not None and index < len(dims) and is_dimension(item) and dims[index] == item
+        target.append(item if isinstance(item, int) else 0 if same else -1)
     return target if target.count(-1) <= 1 else None
