@@ -212,7 +212,7 @@ def _collect(graph: gs.Graph, proto: onnx.GraphProto, types: TensorTypes) -> Non
         named += zip(node.outputs, node_proto.output, strict=True)  # the exporter may have renamed what a body hides
     for tensor, name in named:
         if isinstance(tensor, gs.Variable) and name in infos:
-            types[tensor] = _read(infos[name])
+            types[tensor] = read_type(infos[name].type)
     for node, node_proto in zip(graph.nodes, proto.node, strict=True):
         for attribute in node_proto.attribute:
             body = node.attrs.get(attribute.name)
@@ -220,10 +220,11 @@ def _collect(graph: gs.Graph, proto: onnx.GraphProto, types: TensorTypes) -> Non
                 _collect(body, attribute.g, types)
 
 
-def _read(info: onnx.ValueInfoProto) -> TensorType:
-    if info.type.WhichOneof("value") != "tensor_type":
+def read_type(kind: onnx.TypeProto) -> TensorType:
+    """Return what a type of the file says; nothing for anything but a dense tensor."""
+    if kind.WhichOneof("value") != "tensor_type":
         return TensorType()
-    tensor = info.type.tensor_type
+    tensor = kind.tensor_type
     try:
         dtype = numpy_dtype(tensor.elem_type) if tensor.elem_type else None
     except ModelError:  # an element type that the installed onnx does not know
@@ -234,7 +235,7 @@ def _read(info: onnx.ValueInfoProto) -> TensorType:
 
 def _static_shapes(graph: onnx.GraphProto, found: dict[str, tuple[int, ...] | None]) -> None:
     for name, info in _infos(graph).items():
-        shape = _read(info).shape
+        shape = read_type(info.type).shape
         if shape is None or not all(isinstance(size, int) for size in shape):
             continue
         static = tuple(size for size in shape if isinstance(size, int))

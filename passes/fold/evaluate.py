@@ -137,7 +137,7 @@ def _build(
         proto.input.extend(name_of(tensor) for tensor in node.inputs)
         proto.output.extend(name_of(tensor) for tensor in node.outputs)
         origins = getattr(node, "attribute_origins", {})
-        proto.attribute.extend(_attribute(name, value, origins.get(name)) for name, value in node.attrs.items())
+        proto.attribute.extend(attribute_proto(name, value, origins.get(name)) for name, value in node.attrs.items())
     graph.output.extend(onnx.ValueInfoProto(name=_readable(tensor, name_of(tensor), graph, bench)) for tensor in wanted)
     opset = onnx.helper.make_opsetid("", bench.opset(nodes[0]))
     version = max(bench.model.graph.ir_version or 0, _MIN_IR_VERSION)
@@ -168,7 +168,16 @@ def _add_constant(constant: gs.Constant, name: str, graph: onnx.GraphProto, feed
         graph.initializer.append(inline(name, held))
 
 
-def _attribute(name: str, value: Any, origin: tuple[Any, onnx.AttributeProto] | None) -> onnx.AttributeProto:
+def attribute_proto(
+    name: str, value: Any, origin: tuple[Any, onnx.AttributeProto] | None = None
+) -> onnx.AttributeProto:
+    """Return an attribute of a node as the file has it.
+
+    Args:
+        name: Its name.
+        value: Its value in the graph; no graph.
+        origin: What it was read from, which tells the type of an empty list.
+    """
     if isinstance(value, OpaqueAttribute):
         return value.proto
     if isinstance(value, gs.Constant):

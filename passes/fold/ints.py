@@ -406,8 +406,30 @@ def _constant_node(values: ShapeValues, node: gs.Node, opset: int) -> Ints | Non
     return None if stated is None else _constant(stated)
 
 
+def _not(values: ShapeValues, node: gs.Node, opset: int) -> Ints | None:
+    known = values[node.inputs[0]]
+    if known is None:
+        return None
+    return Ints(tuple(int(not item) if isinstance(item, int) else None for item in known.items), known.scalar)
+
+
+def both(a: Element, b: Element) -> Element:
+    """Return 1 where both are true."""
+    if 0 in (a, b):
+        return 0
+    return 1 if isinstance(a, int) and isinstance(b, int) else None
+
+
+def either(a: Element, b: Element) -> Element:
+    """Return 1 where one is true."""
+    if any(isinstance(item, int) and item for item in (a, b)):
+        return 1
+    return 0 if a == b == 0 else None
+
+
 HANDLERS: dict[str, Handler] = {
     "Add": _elementwise(add),
+    "And": _elementwise(both),
     "Cast": _cast,
     "Concat": _concat,
     "Constant": _constant_node,
@@ -420,6 +442,8 @@ HANDLERS: dict[str, Handler] = {
     "Max": _elementwise(_extreme(max)),
     "Min": _elementwise(_extreme(min)),
     "Mul": _elementwise(multiply),
+    "Not": _not,
+    "Or": _elementwise(either),
     "Range": _range,
     "ReduceMax": _reduce(max),
     "ReduceMin": _reduce(min),

@@ -6,7 +6,7 @@ from graphopt.passes.fold.rules.activation import Activation, HardSigmoid
 from graphopt.passes.fold.rules.affine import Affine
 from graphopt.passes.fold.rules.batch_norm import BatchNorm
 from graphopt.passes.fold.rules.gemm import ToGemm
-from graphopt.passes.fold.rules.inline_if import InlineIf
+from graphopt.passes.fold.rules.inline_if import InlineIf, OnlyBranch
 from graphopt.passes.fold.rules.layer_norm import LayerNorm
 from graphopt.passes.fold.rules.lift_constant import LiftConstant
 from graphopt.passes.fold.rules.merge_reshapes import MergeReshapes
@@ -27,6 +27,7 @@ __all__ = ["RULES", "Rule"]
 RULES: tuple[Rule, ...] = (
     LiftConstant(),
     InlineIf(),
+    OnlyBranch(),
     ShapeValue(),
     NoOp(),
     SameShape(),
