@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,10 +75,9 @@ class _Run:
         self._model = model
         self._limit = file_bytes(model) + max_growth
         self._bench = Workbench(model, max_growth, max_opset)
-        self._rules: dict[str, list[Rule]] = {}
-        for rule in RULES:
-            for op in sorted(rule.ops) if rule.name not in without else ():
-                self._rules.setdefault(op, []).append(rule)
+        used = [rule for rule in RULES if rule.name not in without]
+        self._rules = _by_operator(rule for rule in used if not rule.late)
+        self._late_rules = _by_operator(rule for rule in used if rule.late)
         self._without = without
         self._counts: Counter[str] = Counter()
         self._declined: dict[tuple[int, str], tuple[gs.Node, str]] = {}
@@ -89,11 +89,14 @@ class _Run:
             before = self._counts.total()
             self._bench.refresh()
             self._declined.clear()
-            self._apply_rules()
+            self._apply(self._rules)
             if self._counts.total() == before:
                 self._merge_equal_nodes()
             if self._counts.total() == before:
                 self._fold_constants()
+            if self._counts.total() == before:
+                self._bench.touch(self._bench.nodes())
+                self._apply(self._late_rules)
             if self._counts.total() == before:
                 break
         skips = self._skips()
@@ -104,7 +107,7 @@ class _Run:
         metrics = {name: float(count) for name, count in sorted(self._counts.items())}
         return PassReport(self._counts.total(), skips, metrics)
 
-    def _apply_rules(self) -> None:
+    def _apply(self, rules: Mapping[str, Sequence[Rule]]) -> None:
         while (node := self._bench.next()) is not None:
             if self._bench.is_unused(node):
                 self._bench.remove(node)
@@ -112,7 +115,7 @@ class _Run:
                 continue
             if not is_standard(node):
                 continue
-            for rule in self._rules.get(node.op, ()):
+            for rule in rules.get(node.op, ()):
                 outcome = rule.apply(node, self._bench)
                 if outcome is True:
                     self._counts[rule.name] += 1
@@ -143,6 +146,15 @@ class _Run:
             if number in place
         )
         return tuple(skip for *_, skip in declined) + tuple(self._bulk_skips)
+
+
+def _by_operator(rules: Iterable[Rule]) -> dict[str, list[Rule]]:
+    """Return the rules that start at each operator."""
+    found: dict[str, list[Rule]] = {}
+    for rule in rules:
+        for op in sorted(rule.ops):
+            found.setdefault(op, []).append(rule)
+    return found
 
 
 def unused_weights(model: Model) -> list[gs.Constant]:

@@ -23,7 +23,7 @@ Handler = Callable[["ShapeValues", gs.Node, int], "Ints | None"]
 _MAX_ELEMENTS = 64
 _MAX_TEXT = 120  # characters of a symbol; longer ones are given up
 _SAME_COUNT = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-_BROADCASTING = frozenset(
+BROADCASTING = frozenset(
     {"Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min", "Sum", "Mean", "And", "Or", "Xor", "Equal", "Less",
      "LessOrEqual", "Greater", "GreaterOrEqual", "Mod", "PRelu", "BitShift"}
 )  # fmt: skip
@@ -132,7 +132,7 @@ def unify_sizes(values: ShapeValues, node: gs.Node) -> None:
         product_in, product_out = (math.prod(s for s in sizes if isinstance(s, int)) for sizes in (source, result))
         if len(open_in) == len(open_out) == 1 and product_in == product_out > 0:
             values.unify(open_out[0], open_in[0])
-    elif node.op in _BROADCASTING:
+    elif node.op in BROADCASTING:
         operands = [values.dims(tensor) for tensor in node.inputs]
         for place in range(1, len(result) + 1):
             sizes = {dims[-place] for dims in operands if dims is not None and len(dims) >= place} - {1}

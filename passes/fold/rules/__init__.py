@@ -8,18 +8,23 @@ from graphopt.passes.fold.rules.batch_norm import BatchNorm
 from graphopt.passes.fold.rules.gemm import ToGemm
 from graphopt.passes.fold.rules.inline_if import InlineIf, OnlyBranch
 from graphopt.passes.fold.rules.layer_norm import LayerNorm
+from graphopt.passes.fold.rules.leading_ones import LeadingOnes
 from graphopt.passes.fold.rules.lift_constant import LiftConstant
 from graphopt.passes.fold.rules.merge_reshapes import MergeReshapes
 from graphopt.passes.fold.rules.merge_slices import MergeSlices
 from graphopt.passes.fold.rules.merge_transposes import MergeTransposes
+from graphopt.passes.fold.rules.narrow_conv import NarrowConv, SinkUnsqueeze
 from graphopt.passes.fold.rules.neutral_operand import NeutralOperand
 from graphopt.passes.fold.rules.no_op import NoOp
 from graphopt.passes.fold.rules.pad_into_conv import PadIntoConv
 from graphopt.passes.fold.rules.pick import Pick
+from graphopt.passes.fold.rules.reduction import KeptAxes, ReduceSqueezed
 from graphopt.passes.fold.rules.reshape_target import ReshapeTarget
 from graphopt.passes.fold.rules.rule import Rule
 from graphopt.passes.fold.rules.same_shape import SameShape
 from graphopt.passes.fold.rules.shape_value import ShapeValue
+from graphopt.passes.fold.rules.slices_to_split import SlicesToSplit
+from graphopt.passes.fold.rules.softmax import Softmax
 from graphopt.passes.fold.rules.zero_state import ZeroState
 
 __all__ = ["RULES", "Rule"]
@@ -35,11 +40,18 @@ RULES: tuple[Rule, ...] = (
     MergeReshapes(),
     MergeTransposes(),
     MergeSlices(),
+    SlicesToSplit(),
+    LeadingOnes(),
+    KeptAxes(),
+    ReduceSqueezed(),
+    SinkUnsqueeze(),
+    NarrowConv(),
     Pick(),
     PadIntoConv(),
     ZeroState(),
     BatchNorm(),
     LayerNorm(),
+    Softmax(),
     NeutralOperand(),
     Activation(),
     HardSigmoid(),

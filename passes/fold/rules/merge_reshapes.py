@@ -16,18 +16,19 @@ _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 class MergeReshapes(Rule):
     """``B(A(x)) -> Reshape(x, shape of the result)`` for A, B among Reshape, Flatten, Squeeze, Unsqueeze.
 
-    A Transpose that only moves axes of size 1 counts as well, beside one of those.
+    A Transpose that only moves axes of size 1 and a Gather of the only element of an axis count as well, beside one of
+    those.
     Nobody else may read A's output, and the resulting shape must be known but for one dimension and those that it has
     in common with x.
     """
 
     name = "merge-reshapes"
-    ops = _RESHAPES | {"Transpose"}
+    ops = _RESHAPES | {"Transpose", "Gather"}
 
     def apply(self, node: gs.Node, bench: Workbench) -> Outcome:
         """Replace the node and its producer."""
         first = bench.producer(node.inputs[0])
-        if first is None or not is_standard(first) or first.op == node.op == "Transpose":
+        if first is None or not is_standard(first) or not {first.op, node.op} & _RESHAPES:
             return False
         if not all(_only_reshapes(step, bench) for step in (first, node)):
             return False
@@ -51,9 +52,13 @@ class MergeReshapes(Rule):
 def _only_reshapes(node: gs.Node, bench: Workbench) -> bool:
     if node.op in _RESHAPES:
         return True
-    shape = bench.types[node.inputs[0]].shape if node.op == "Transpose" else None
+    shape = bench.types[node.inputs[0]].shape if node.op in ("Transpose", "Gather") else None
     if shape is None:
         return False
+    if node.op == "Gather":
+        index = bench.small_array(node.inputs[1])
+        only = index is not None and index.shape == () and int(index) in (0, -1)
+        return only and bool(shape) and shape[node.attrs.get("axis", 0)] == 1
     perm = node.attrs.get("perm")
     order = perm if isinstance(perm, list) else list(reversed(range(len(shape))))
     moved = [axis for axis in order if shape[axis] != 1]

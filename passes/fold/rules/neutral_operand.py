@@ -15,26 +15,28 @@ _BLIND_TO_ZERO_SIGN = frozenset(
 )  # fmt: skip
 _ONE = {"Mul": (0, 1), "Div": (1,), "Pow": (1,)}
 _ZERO = {"Add": (0, 1), "Sub": (1,)}
+_NEUTRAL = {**dict.fromkeys(_ONE, 1.0), **dict.fromkeys(_ZERO, 0.0), "Max": -np.inf, "Min": np.inf}
 
 
 class NeutralOperand(Rule):
-    """``x * 1 -> x``, ``x / 1 -> x``, ``x ** 1 -> x``, ``x + 0 -> x``, ``x - 0 -> x``; shape and type must stay.
+    """``x * 1 -> x``, ``x / 1 -> x``, ``x ** 1 -> x``, ``x + 0 -> x``, ``x - 0 -> x``, ``max(x, -inf) -> x``.
+
+    So for min and inf. Shape and type must stay.
 
     ``x + 0.0`` is not x where x is -0.0 (the sum is +0.0), so for floats it goes only where the result's users do not
     see the sign of zero; ``x + (-0.0)`` and ``x - 0.0`` are exact.
     """
 
     name = "neutral-operand"
-    ops = frozenset(_ONE) | frozenset(_ZERO)
+    ops = frozenset(_NEUTRAL)
 
     def apply(self, node: gs.Node, bench: Workbench) -> Outcome:
         """Let the node's users read the other operand."""
         if len(node.inputs) != 2:
             return False
-        neutral = 1 if node.op in _ONE else 0
-        for index in (_ONE | _ZERO)[node.op]:
+        for index in (_ONE | _ZERO).get(node.op, (0, 1)):
             values, other = bench.small_array(node.inputs[index]), node.inputs[1 - index]
-            if values is None or values.size == 0 or not _all_equal(values, neutral):
+            if values is None or values.size == 0 or not _all_equal(values, _NEUTRAL[node.op]):
                 continue
             if node.op == "Pow" and bench.types[other].dtype != values.dtype:
                 continue  # the only one of these whose operands may differ in type
@@ -46,8 +48,8 @@ class NeutralOperand(Rule):
         return False
 
 
-def _all_equal(values: np.ndarray, wanted: int) -> bool:
-    if values.dtype.kind not in "fiuV" or values.dtype == np.bool_:
+def _all_equal(values: np.ndarray, wanted: float) -> bool:
+    if values.dtype.kind not in "fiuV" or (values.dtype.kind in "iu" and not np.isfinite(wanted)):
         return False
     return bool((values == np.array(wanted, values.dtype)).all())
 

@@ -18,10 +18,12 @@ class Rule(ABC):
     Attributes:
         name: What the user types to switch it off, and what the report counts.
         ops: Operators of the ONNX standard that it starts at.
+        late: Whether it waits until no other rule fits: it takes apart what others start from.
     """
 
     name: ClassVar[str]
     ops: ClassVar[frozenset[str]]
+    late: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, node: gs.Node, bench: Workbench) -> Outcome:
