@@ -250,3 +250,19 @@ def test_constants_of_other_float_types(kind: int) -> None:
     done = Folded(model(nodes, {"x": [2, 3]}, ["y"], [weight("a", 3, 2, dtype=np.float64)]))
     assert done.ops == {"Cast": 2, "Concat": 1}
     assert [tensor.data_type for tensor in done.after.graph.initializer] == [kind]
+
+
+def test_ranges_get_scalars_where_their_bounds_become_known() -> None:
+    """A vector of one element is no valid input of Range, but ONNX Runtime takes it until it knows the shape."""
+    done = fold(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (bool c, int64[1] n) => (int64[K] y, int64[M] z)
+            <int64 zero = {0}, int64 one = {1}, int64[1] three = {3}, bool yes = {1}> {
+            a = If(yes) <then_branch = t () => (int64[A] p) { p = Identity(three) },
+                         else_branch = e () => (int64[B] q) { q = Identity(zero) }>
+            b = If(yes) <then_branch = u () => (int64[D] r) { r = Abs(n) },
+                         else_branch = f () => (int64[E] s) { s = Identity(zero) }>
+            y = Range(zero, a, one) z = Range(zero, b, one)
+        }"""
+    )
+    assert done.ops == {"Abs": 1, "Reshape": 1, "Range": 1, "Constant": 1}

@@ -39,9 +39,6 @@ COUNTS: Counter[str] = Counter()
 # What a runtime says of an original model with an operator, type or input that it does not have.
 NOT_HERE = (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument, ort_errors.NotImplemented,
             ort_errors.RuntimeException, RuntimeError, NotImplementedError, TypeError, ValueError)  # fmt: skip
-# Range of inputs with one axis is not valid ONNX; ONNX Runtime notices only where they are constants. The pipeline
-# rolls such a result back.
-INVALID = frozenset({"test_affine_grid_2d_expanded", "test_affine_grid_2d_align_corners_expanded"})
 
 
 def check_model(model: Model, original: onnx.ModelProto, cases: list[dict[str, Any]]) -> None:
@@ -172,8 +169,6 @@ def test_single_operators(capsys: pytest.CaptureFixture[str]) -> None:
     COUNTS.clear()
     failures = []
     for name, case in sorted(node_cases().items()):
-        if name in INVALID:
-            continue
         names = [info.name for info in case.model.graph.input]
         cases = [dict(zip(names, inputs, strict=False)) for inputs, _ in case.data_sets]
         try:

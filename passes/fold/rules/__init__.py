@@ -22,6 +22,7 @@ from graphopt.passes.fold.rules.reduction import KeptAxes, ReduceSqueezed
 from graphopt.passes.fold.rules.reshape_target import ReshapeTarget
 from graphopt.passes.fold.rules.rule import Rule
 from graphopt.passes.fold.rules.same_shape import SameShape
+from graphopt.passes.fold.rules.scalar_range import ScalarRange
 from graphopt.passes.fold.rules.shape_value import ShapeValue
 from graphopt.passes.fold.rules.slices_to_split import SlicesToSplit
 from graphopt.passes.fold.rules.softmax import Softmax
@@ -34,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     InlineIf(),
     OnlyBranch(),
     ShapeValue(),
+    ScalarRange(),
     NoOp(),
     SameShape(),
     ReshapeTarget(),

@@ -37,8 +37,8 @@ class KeptAxes(Rule):
         first = bench.producer(node.inputs[0])
         if first is None or not is_standard(first) or not bench.only_reader(node, node.inputs[0]):
             return False
-        axes, dims = reduced_axes(first, bench), bench.values.dims(first.inputs[0])
-        wanted = bench.values.dims(node.outputs[0])
+        axes, wanted = reduced_axes(first, bench), bench.values.dims(node.outputs[0])
+        dims = None if axes is None else bench.values.dims(first.inputs[0])
         if axes is None or dims is None or wanted is None:
             return False
         found = _axes_for(wanted, dims, axes)
