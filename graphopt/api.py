@@ -25,7 +25,6 @@ from graphopt.reader import load
 from graphopt.report import Report
 from graphopt.report.build import Finished, build_report
 from graphopt.report.environment import file_info, peak_memory
-from graphopt.runtime.session import open_session
 from graphopt.samples import Samples, open_samples
 from graphopt.targets import Target, get_target
 
@@ -132,12 +131,12 @@ class _Run:
     start: float
 
     def compress(self, original: Model, data: Any) -> Result:
-        _refuse_unrunnable(original, self.threads)
         samples = None
         if data is not None:
             optional = frozenset(original.graph.defaults)
             samples = open_samples(data, original.interface, seed=self.seed, optional=optional)
         context = self.context(original, samples)
+        _refuse_unrunnable(original, context.evaluator)
         if self.metric is not None:
             context.evaluator.metric_of_original()  # a metric that fails ends the run here, not every pass later
         model, steps = self.pipeline.run(original, context, strict=self.strict)
@@ -210,9 +209,9 @@ def _as_model(model: Model | onnx.ModelProto | str | Path) -> Model:
     return Model.from_proto(model) if isinstance(model, onnx.ModelProto) else load(model)
 
 
-def _refuse_unrunnable(model: Model, threads: int) -> None:
+def _refuse_unrunnable(model: Model, evaluator: Evaluator) -> None:
     """Raise where ONNX Runtime cannot open the model: nothing about it could be proved or measured."""
     try:
-        open_session(model, threads=threads).close()
+        evaluator.open_original()
     except ModelError as error:
         raise ModelError(f"'{model.path or model.graph.name}': {error}") from error

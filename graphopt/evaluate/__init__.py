@@ -10,11 +10,11 @@ from graphopt.errors import ModelError, SampleError, UsageError
 from graphopt.evaluate.agreement import Agreement
 from graphopt.evaluate.classes import class_scores
 from graphopt.evaluate.loss import Drop, Metric, agreement_drop, call_metric, metric_drop
-from graphopt.evaluate.sameness import Sameness, check_sameness
+from graphopt.evaluate.sameness import Reference, Sameness, check_sameness
 from graphopt.model import Model
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.compare import leaves
-from graphopt.runtime.session import CPU, Outputs, Session, available_providers, open_session
+from graphopt.runtime.session import CPU, Outputs, Session, available_providers, open_session, refuse_hazards
 from graphopt.runtime.timing import Ratio, reopened_ratio
 
 if TYPE_CHECKING:
@@ -68,6 +68,17 @@ class Evaluator:
         self._session: Session | None = None
         self._outputs: list[Outputs] | None = None
         self._metric_before: float | None = None
+        self._reference: Reference | None = None
+
+    def open_original(self) -> None:
+        """Prove that the original can be run; `mismatch` needs it open in any case.
+
+        Raises:
+            ModelError: ONNX Runtime does not take it, or its optimizer would end the process.
+        """
+        refuse_hazards(self._original)
+        self._reference = Reference(self._original, self._threads)
+        self._reference.open()
 
     def drop(self, model: Model) -> Drop | None:
         """Return how much worse the model is than the original; None if there is nothing to judge on.
@@ -76,6 +87,7 @@ class Evaluator:
             ModelError: A model does not run.
             UsageError: The metric failed or is no number.
         """
+        self._forget_reference()
         if self._metric is not None:
             before = self.metric_of_original()
             with self._open(model) as session:
@@ -112,6 +124,8 @@ class Evaluator:
     def mismatch(self, before: Model, after: Model) -> Sameness:
         """Return whether two models give the same outputs, up to float reassociation.
 
+        The one that is taken up (`after` if it is the same) stays open: it is what the next pass will be held against.
+
         Raises:
             ModelError: `after` does not open in ONNX Runtime, or `before` does not run on the samples.
         """
@@ -119,7 +133,27 @@ class Evaluator:
             probes = self._probes(_SAME_PROBES, _SAME_RANDOM)
         except SampleError as error:
             return Sameness(None, f"there are no samples, and no random inputs either: {error}", random=True)
-        return check_sameness(before, after, probes, random=self._is_random, threads=self._threads)
+        reference, result = self._reference_for(before), Reference(after, self._threads)
+        try:
+            found = check_sameness(reference, result, probes, random=self._is_random)
+        except BaseException:
+            result.close()
+            raise
+        kept, dropped = (result, reference) if found.equal else (reference, result)
+        dropped.close()
+        self._reference = kept
+        return found
+
+    def _reference_for(self, model: Model) -> Reference:
+        if self._reference is not None and self._reference.model is model:
+            return self._reference
+        self._forget_reference()
+        return Reference(model, self._threads)
+
+    def _forget_reference(self) -> None:
+        if self._reference is not None:
+            self._reference.close()
+            self._reference = None
 
     def latency(self, before: Model, after: Model, *, seconds: float = 2.0) -> Ratio | None:
         """Return time of `after` over time of `before`.
@@ -137,6 +171,7 @@ class Evaluator:
         """
         if not self._target.runs_here:
             return None
+        self._forget_reference()
         try:
             probes = self._probes(_TIMED_PROBES, _TIMED_RANDOM)
         except SampleError:
@@ -150,6 +185,7 @@ class Evaluator:
 
     def close(self) -> None:
         """Free what is kept of the original; everything still works afterwards, only slower."""
+        self._forget_reference()
         if self._session is not None:
             self._session.close()
         self._session = self._outputs = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from graphopt.model import Model
 from graphopt.runtime.compare import ANYTHING, Distance, difference, eps, is_float, leaves, sums
 from graphopt.runtime.session import Outputs, Session, open_session
 
+_KEPT = 2**26  # bytes of outputs that a reference keeps
 _CHAOTIC = 2e-3  # relative L2 error by rounding alone; ten times that is the size of an int8 error
 _NUDGED = 2**28  # bytes of weights; of larger models no copy with other weights is made
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div"})
@@ -51,8 +51,65 @@ class Sameness:
         return f"{outcome}; {self.detail}" if self.detail else outcome
 
 
+class Reference:
+    """A model that others are compared with; opened once, and run once on each of a few inputs.
+
+    Args:
+        model: Must not be edited afterwards.
+        threads: Threads inside an operator.
+    """
+
+    def __init__(self, model: Model, threads: int) -> None:
+        self.model = model
+        self.threads = threads
+        self.steady = False  # whether it is known to give the same outputs every time
+        self._session: Session | None = None
+        self._outputs: dict[int, Outputs] = {}
+        self._nbytes = 0
+
+    def open(self) -> None:
+        """Open it without optimizations, or with them: models exist that run only so.
+
+        Raises:
+            ModelError: ONNX Runtime does not take the model.
+        """
+        if self._session is not None:
+            return
+        try:
+            self._session = open_session(self.model, threads=self.threads, optimize=False)
+        except ModelError:
+            self._session = open_session(self.model, threads=self.threads, optimize=True)
+
+    def run(self, feeds: Mapping[str, Any], number: int | None = None) -> Outputs:
+        """Run it, or return what came of it before.
+
+        Args:
+            feeds: The input.
+            number: Its number among the probes, under which a few megabytes of outputs are kept; None: run anew.
+
+        Raises:
+            ModelError: It does not run.
+        """
+        if number is not None and number in self._outputs:
+            return self._outputs[number]
+        self.open()
+        assert self._session is not None
+        found = self._session.run(feeds)
+        size = sum(part.nbytes for _, part in leaves(found) if part is not None)
+        if number is not None and self._nbytes + size <= _KEPT:
+            self._outputs[number] = found
+            self._nbytes += size
+        return found
+
+    def close(self) -> None:
+        """Free the session; what was kept of outputs stays."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
 def check_sameness(
-    before: Model, after: Model, probes: Sequence[Mapping[str, Any]], *, random: bool, threads: int = 1
+    before: Reference, after: Reference, probes: Sequence[Mapping[str, Any]], *, random: bool
 ) -> Sameness:
     """Run both models, without the optimizations of ONNX Runtime, and compare.
 
@@ -62,60 +119,52 @@ def check_sameness(
 
     Args:
         before: The reference.
-        after: The model to judge.
+        after: The model to judge; a reference for what comes next, if it is the same.
         probes: Inputs; where random ones do not run, `before` is not to blame and nothing can be told.
         random: Whether the probes were drawn.
-        threads: Threads inside an operator.
 
     Raises:
         ModelError: `after` does not open, or `before` does not run samples that were given.
     """
-    with ExitStack() as stack:
+    try:
+        before.open()
+    except ModelError as error:
+        return Sameness(None, f"the model does not run before the pass: {error}", random=random)
+    after.open()
+    compared, notes = 0, dict[str, None]()
+    for number, feeds in enumerate(probes):
         try:
-            reference = stack.enter_context(_open_reference(before, threads))
+            expected = before.run(feeds, number)
+            again = expected if before.steady else before.run(feeds)
         except ModelError as error:
-            return Sameness(None, f"the model does not run before the pass: {error}", random=random)
-        result = stack.enter_context(open_session(after, threads=threads, optimize=False))
-        compared, notes = 0, dict[str, None]()
-        for feeds in probes:
-            try:
-                expected = reference.run(feeds)
-                again = reference.run(feeds) if compared == 0 else expected
-            except ModelError as error:
-                if not random:
-                    raise
-                return Sameness(None, f"the model does not run on random inputs: {error}", compared, random)
-            if difference(expected, again):
-                return Sameness(None, "the model gives other outputs every time it runs", random=random)
-            found, note = _compare(before, result, feeds, expected, threads)
-            if found is not False and note:
-                notes[note] = None
-            if found is not True:
-                return Sameness(found, note, compared, random)
-            compared += 1
+            if not random:
+                raise
+            return Sameness(None, f"the model does not run on random inputs: {error}", compared, random)
+        if difference(expected, again):
+            return Sameness(None, "the model gives other outputs every time it runs", random=random)
+        before.steady = True
+        found, note = _compare(before, after, feeds, number, expected)
+        if found is not False and note:
+            notes[note] = None
+        if found is not True:
+            return Sameness(found, note, compared, random)
+        compared += 1
+    after.steady = True
     return Sameness(True, "; ".join(notes), compared, random)
 
 
-def _open_reference(model: Model, threads: int) -> Session:
-    """Open without optimizations; models exist that run only with them (operators that exist fused alone)."""
-    try:
-        return open_session(model, threads=threads, optimize=False)
-    except ModelError:
-        return open_session(model, threads=threads, optimize=True)
-
-
 def _compare(
-    before: Model, result: Session, feeds: Mapping[str, Any], expected: Outputs, threads: int
+    before: Reference, after: Reference, feeds: Mapping[str, Any], number: int, expected: Outputs
 ) -> tuple[bool | None, str]:
     """Return whether the result agrees on one probe, and what there is to say about it."""
     try:
-        actual = result.run(feeds)
+        actual = after.run(feeds, number)
     except ModelError as error:
         return False, f"it fails where the model ran before: {error}"
     found = difference(expected, actual)
     if not found:
         return True, ""
-    noise = own_noise(before, feeds, expected, threads)
+    noise = own_noise(before.model, feeds, expected, before.threads)
     found = difference(expected, actual, noise)
     if found:
         return False, found

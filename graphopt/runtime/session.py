@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +17,7 @@ from graphopt.errors import ModelError
 from graphopt.model import Model
 from graphopt.reader import load
 from graphopt.runtime.hazards import hazard
+from graphopt.runtime.lending import lend
 from graphopt.runtime.messages import RUNTIME_ERRORS, one_line
 from graphopt.runtime.values import is_foreign, run_foreign
 
@@ -27,9 +28,10 @@ CPU = "CPUExecutionProvider"
 Outputs = dict[str, Any]
 """By output name an array, or, for outputs that are no tensors, a list, a dict or None."""
 
-_IN_MEMORY = (
-    2**24
-)  # bytes of weights; larger models go through a file, which the runtime maps: less memory, and quicker
+_Held = tempfile.TemporaryDirectory[str] | Mapping[str, ort.OrtValue] | None
+"""What must last as long as a session: a folder with its files, or the weights that it was lent."""
+
+_IN_MEMORY = 2**24  # bytes; larger models are not copied into one message
 _SILENT = 4  # severity: only what ends the process; everything else comes as an exception as well
 _LEVELS = {False: ort.GraphOptimizationLevel.ORT_DISABLE_ALL, True: ort.GraphOptimizationLevel.ORT_ENABLE_ALL}
 
@@ -48,9 +50,9 @@ class Session:
         provider: Execution provider that it runs on; what that cannot run is run on the CPU.
     """
 
-    def __init__(self, session: Any, provider: str, folder: tempfile.TemporaryDirectory[str] | None = None) -> None:
+    def __init__(self, session: Any, provider: str, held: _Held = None) -> None:
         self._session = session
-        self._folder = folder
+        self._held = held
         self._types = {item.name: item for item in session.get_inputs()}
         self._foreign = any(is_foreign(item.type) for item in (*session.get_inputs(), *session.get_outputs()))
         self.provider = provider
@@ -97,9 +99,9 @@ class Session:
     def close(self) -> None:
         """Free the model and its temporary files; harmless when done twice."""
         self._session = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if isinstance(self._held, tempfile.TemporaryDirectory):
+            self._held.cleanup()
+        self._held = None
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +119,7 @@ def open_session(
 
     Small models are handed over as bytes. Larger ones are written to a temporary folder with their weights beside
     them, so that at no time two copies of the weights are in memory; the folder goes when the session is closed.
+    Without optimizations the weights are lent instead, which is quicker, but leaves them where they happen to lie.
 
     Args:
         model: A model, a proto without external data, or the path of a model file.
@@ -185,7 +188,7 @@ def _open(model: Model | onnx.ModelProto | Path, provider: str, options: Any) ->
         known = ", ".join(available_providers())
         raise ModelError(f"the installed onnxruntime has no {provider}; it has {known}")
     if options.graph_optimization_level != _LEVELS[False]:
-        _refuse_hazards(model)
+        refuse_hazards(model)
     if isinstance(model, Path):
         return _create(str(model), provider, options, None)
     if isinstance(model, Model) and model.weight_bytes <= _IN_MEMORY:
@@ -194,6 +197,11 @@ def _open(model: Model | onnx.ModelProto | Path, provider: str, options: Any) ->
         if model.ByteSize() <= _IN_MEMORY:
             return _create(model.SerializeToString(), provider, options, None)
         model = Model.from_proto(model)
+    if options.graph_optimization_level == _LEVELS[False]:
+        rest, lent = lend(model)
+        if rest.ByteSize() <= _IN_MEMORY:
+            options.add_external_initializers(list(lent), list(lent.values()))
+            return _create(rest.SerializeToString(), provider, options, lent)
     folder = tempfile.TemporaryDirectory(prefix="graphopt-")
     try:
         path = Path(folder.name) / "model.onnx"
@@ -204,8 +212,12 @@ def _open(model: Model | onnx.ModelProto | Path, provider: str, options: Any) ->
         raise
 
 
-def _refuse_hazards(model: Model | onnx.ModelProto | Path) -> None:
-    """Refuse what would end the process."""
+def refuse_hazards(model: Model | onnx.ModelProto | Path) -> None:
+    """Refuse what would end the process once ONNX Runtime optimizes it.
+
+    Raises:
+        ModelError: It is such a model.
+    """
     try:
         if isinstance(model, Path):
             model = load(model)
@@ -218,9 +230,7 @@ def _refuse_hazards(model: Model | onnx.ModelProto | Path) -> None:
         raise ModelError(found)
 
 
-def _create(
-    source: str | bytes, provider: str, options: Any, folder: tempfile.TemporaryDirectory[str] | None
-) -> Session:
+def _create(source: str | bytes, provider: str, options: Any, held: _Held) -> Session:
     providers = [provider] if provider == CPU else [provider, CPU]
     try:
         session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
@@ -228,4 +238,4 @@ def _create(
         raise ModelError(f"ONNX Runtime does not take the model: {one_line(error)}") from error
     if provider not in session.get_providers():
         raise ModelError(f"{provider} is installed but does not start here; its libraries or its device are missing")
-    return Session(session, provider, folder)
+    return Session(session, provider, held)
