@@ -75,6 +75,18 @@ class Samples:
         picked = [chosen[index * total // count] for index in range(count)]
         return Samples(self._reader, self._fit, self.source, is_random=self.is_random, chosen=picked)
 
+    def halves(self) -> tuple[Samples, Samples]:
+        """Return every other sample, and the rest; a single one is in both."""
+        total = len(self)
+        if total < 2:
+            return self, self
+        chosen = range(total) if self._chosen is None else self._chosen
+        first, second = (
+            Samples(self._reader, self._fit, self.source, is_random=self.is_random, chosen=chosen[start::2])
+            for start in (0, 1)
+        )
+        return first, second
+
     def fitted(self, fit: Fit) -> Samples:
         """Return the same samples, held against other inputs."""
         return Samples(self._reader, fit, self.source, is_random=self.is_random, chosen=self._chosen)

@@ -1,4 +1,4 @@
-"""Bits for each layer by loss per byte, as few as the limit allows."""
+"""Bits for each weight by loss per byte, and the fewest bits that a limit allows."""
 
 from __future__ import annotations
 
@@ -7,53 +7,87 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from graphopt.layers import LinearLayer
+from graphopt.passes.pack.bits import plane_widths
 
-LEAST, MOST = 3, 8  # bits of a weight
-_TRIALS = 4  # models that are made and judged
+LEAST, MOST = 2, 8  # bits of a weight
+MEASURED = 4  # bits at which losses are measured
+_NODE_BYTES = 80  # of a decoder's node, roughly
+_STEP = 0.125  # bits; a finer search would tell apart what samples do not
+_TRIALS = 5  # models that are made and judged
+_TRUSTED = 2  # trials after which the slope of the loss is not trusted any more
+_RATE = 2.0  # the loss falls by 4 a bit: its logarithm to base 2 by so much
 
 
-def allocate(losses: Sequence[tuple[LinearLayer, float]], mean_bits: float) -> dict[str, int]:
-    """Return bits by weight name whose mean over all weights is about `mean_bits`.
+def allocate(losses: Sequence[float], sizes: Sequence[int], mean_bits: float) -> list[int]:
+    """Return the bits of each weight, with the least sum of losses among all of the same bytes.
 
-    With the loss of a layer ``c * 4**-bits`` and bytes in proportion to ``bits``, the sum of losses is least for its
-    bytes where all layers lose as much for the last byte: ``bits = log4(c / n) + constant`` (reverse water-filling).
+    A weight that loses ``c`` at 4 bits loses ``c * 4**(4 - bits)`` at others. Each weight takes the bits that minimize
+    ``loss + price * bytes``; the price is found by halving.
 
     Args:
-        losses: Layers, each with the share of its output that it loses at equal bits.
-        mean_bits: Bits of a weight on average, 3 to 8.
+        losses: What the outputs of the model lose when this weight alone has 4 bits.
+        sizes: Elements.
+        mean_bits: Bits of a weight on average, which limits the bytes of all.
     """
-    sizes = np.array([np.prod(layer.weight.shape) for layer, _ in losses], np.float64)
-    worth = np.array([math.log(max(loss, 1e-12) / size, 4) for (_, loss), size in zip(losses, sizes, strict=True)])
+    choices = np.arange(LEAST, MOST + 1)
+    count = np.asarray(sizes, np.float64)[:, None]
+    lost = np.maximum(np.asarray(losses, np.float64), np.finfo(np.float32).tiny)[:, None] * 4.0 ** (MEASURED - choices)
+    nbytes = count * choices / 8 + [_decoder_bytes(int(bits)) for bits in choices]
+    allowed = float(count.sum()) * mean_bits / 8 + len(count) * _decoder_bytes(MOST)
 
-    def bits(offset: float) -> np.ndarray:
-        return np.clip(np.rint(worth + offset), LEAST, MOST)
+    def chosen(price: float) -> np.ndarray:
+        return np.asarray(np.argmin(lost + price * nbytes, axis=1))
 
-    low, high = LEAST - worth.max(initial=0) - 1, MOST - worth.min(initial=0) + 1
-    for _ in range(40):
-        middle = (low + high) / 2
-        if float((bits(middle) * sizes).sum()) > mean_bits * float(sizes.sum()):
-            high = middle
-        else:
-            low = middle
-    return {layer.weight.name: int(count) for (layer, _), count in zip(losses, bits(low), strict=True)}
+    cheap, dear = -120.0, 40.0  # logarithms of the price to base 2
+    for _ in range(60):
+        middle = (cheap + dear) / 2
+        used = float(np.take_along_axis(nbytes, chosen(2.0**middle)[:, None], 1).sum())
+        cheap, dear = (middle, dear) if used > allowed else (cheap, middle)
+    return [int(bits) for bits in choices[chosen(2.0**dear)]]
 
 
-def fewest_bits(holds: Callable[[float], bool]) -> float | None:
-    """Return the least mean bits that hold the limit, found by halving; None if none that was tried does.
+def predicted_bits(losses: Sequence[float], sizes: Sequence[int], limit: float) -> float:
+    """Return the least mean bits at which the losses of all weights add up to no more than the limit."""
+    for mean in np.arange(LEAST, MOST, _STEP):
+        bits = allocate(losses, sizes, float(mean))
+        if sum(loss * 4.0 ** (MEASURED - count) for loss, count in zip(losses, bits, strict=True)) <= limit:
+            return float(mean)
+    return float(MOST)
+
+
+def _decoder_bytes(bits: int) -> int:
+    """Return what the nodes and levels of a decoder take, roughly: each further plane needs nodes of its own."""
+    if bits == MOST:
+        return 2 * _NODE_BYTES
+    levels: int = 4 * 2**bits
+    return (5 + 3 * (len(plane_widths(bits)) - 1)) * _NODE_BYTES + levels
+
+
+def fewest_bits(excess: Callable[[float], float], start: float = 4.0) -> float | None:
+    """Return the least mean bits that hold the limit; None if not even the most do.
+
+    The first trials tell how many bits more or fewer would meet the limit if the loss fell by 4 with each bit; halving
+    does the rest.
 
     Args:
-        holds: Makes and judges a model of so many bits on average.
+        excess: Makes and judges a model of so many bits on average; returns its loss over the limit, at most 1 where
+            the limit holds.
+        start: First trial.
     """
     low, high, found = float(LEAST), float(MOST), None
-    for _ in range(_TRIALS):
-        middle = round(2 * (low + high)) / 4
-        if holds(middle):
-            found = high = middle
+    trial = start
+    for count in range(_TRIALS):
+        over = excess(trial)
+        if over <= 1:
+            found = high = trial
         else:
-            low = middle
-        if high - low <= 0.25:
+            low = trial
+        guess = trial + math.log2(min(max(over, 2.0**-8), 2.0**8)) / _RATE
+        trial = math.ceil(guess / _STEP) * _STEP if over > 1 else math.floor(guess / _STEP + 1) * _STEP
+        if count >= _TRUSTED or not low + _STEP <= trial <= high - _STEP:
+            trial = round((low + high) / 2 / _STEP) * _STEP
+        if high - low <= 2 * _STEP:
             break
-    if found is None and holds(float(MOST)):
+    if found is None and excess(float(MOST)) <= 1:
         return float(MOST)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
 from graphopt.ir.graph import Payload, constants, payload, payload_bytes, walk_graphs, walk_nodes
 from graphopt.model import Model
-from graphopt.passes.pack.allocate import allocate, fewest_bits
+from graphopt.passes.pack.allocate import allocate, fewest_bits, predicted_bits
 from graphopt.passes.pack.forms import STORED, Form, forms
-from graphopt.passes.pack.sizemode import Budget, CodedForm, fitted_layers, layer_losses, shrink_weights
+from graphopt.passes.pack.sizemode import CodedForm, SizeMode
 from graphopt.passes.pack.storage import Store
+from graphopt.passes.pack.units import find_units
 from graphopt.runtime.session import CPU, available_providers, op_counts, optimized_model
 
 _OPSET = 7  # Add and Mul broadcast like numpy's
@@ -132,39 +134,54 @@ class _Run:
 
     def _coded(self, candidates: list[gs.Constant]) -> dict[int, CodedForm]:
         """Round the weights in place and return their codes by id; nothing in lossless mode."""
-        bits = self._options.bits
+        wanted = self._options.bits
+        if wanted is None:
+            return {}
+        units = find_units(self._model, candidates)
+        samples = self._context.samples
+        if not units or (samples is not None and len(samples) == 0):
+            return {}
+        mode = SizeMode(samples, self._context.progress)
+        if samples is None:
+            if wanted == "auto":
+                self._notes.append("without --data there is nothing to choose bits by: all weights get 8")
+            bits: list[int] | None = [8 if wanted == "auto" else wanted] * len(units)
+        else:
+            losses, sizes = mode.losses(self._model, units), [unit.size for unit in units]
+            if wanted == "auto":
+                bits = self._automatic(mode, candidates, losses, sizes)
+            else:
+                bits = allocate(losses, sizes, wanted)
         if bits is None:
             return {}
-        budget = self._automatic(candidates) if bits == "auto" else Budget(bits, {})
-        if budget is None:
-            return {}
-        shrunk = shrink_weights(self._model, self._context, budget, candidates)
-        return {id(constant): form for constant, form in shrunk}
+        return {id(unit.constant): form for unit, form in mode.round(self._model, units, bits)}
 
-    def _automatic(self, candidates: list[gs.Constant]) -> Budget | None:
-        """Return the smallest budget that keeps the limit; None if there is none."""
-        if self._context.samples is None or not fitted_layers(self._model, candidates):
-            self._notes.append("without --data there is nothing to choose bits by: all weights get 8")
-            return Budget(8, {})
-        context, limit = self._context, self._context.max_drop
-        losses = list(layer_losses(self._model, context, candidates, 4))
+    def _automatic(
+        self, mode: SizeMode, candidates: list[gs.Constant], losses: list[float], sizes: list[int]
+    ) -> list[int] | None:
+        """Return the fewest bits that keep the limit; None if there are none."""
+        limit = self._context.max_drop
+        positions = {id(constant): place for place, constant in enumerate(constants(self._model.graph))}
 
-        def holds(mean: float) -> bool:
+        def excess(mean: float) -> float:
             trial = self._model.copy()
-            positions = {id(constant): place for place, constant in enumerate(constants(self._model.graph))}
             twins = constants(trial.graph)
-            wanted = [twins[positions[id(constant)]] for constant in candidates]
-            for _ in shrink_weights(trial, context, Budget(round(mean), allocate(losses, mean)), wanted):
+            units = find_units(trial, [twins[positions[id(constant)]] for constant in candidates])
+            for _ in mode.round(trial, units, allocate(losses, sizes, mean)):
                 pass
-            drop = context.evaluator.drop(trial)
-            return drop is not None and drop.within(limit)
+            drop = self._context.evaluator.drop(trial)
+            assert drop is not None
+            if drop.within(limit):
+                return min(1.0, max(drop.value, 0.0) / limit) if limit > 0 else 1.0
+            held = drop.value if drop.established is None else drop.established
+            return held / limit if limit > 0 else math.inf
 
-        mean = fewest_bits(holds)
+        mean = fewest_bits(excess, predicted_bits(losses, sizes, limit))
         if mean is None:
             self._notes.append(f"rounding does not hold the limit of {limit:.2%}, not even to 8 bits")
             return None
         self._notes.append(f"{mean:g} bits a weight on average hold the limit of {limit:.2%}")
-        return Budget(round(mean), allocate(losses, mean))
+        return allocate(losses, sizes, mean)
 
     def _raise_ir_version(self) -> None:
         graph = self._model.graph

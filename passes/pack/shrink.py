@@ -1,4 +1,4 @@
-"""Put a layer's weights on a palette of 2**bits levels and a scale a row, so that its outputs change least."""
+"""Put a weight on a palette of 2**bits levels and a scale a row, so that what it computes changes least."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from graphopt.compensate.grid import nearest
 _ROUNDS = 2  # of refitting levels and scales; more change the last digits
 _SHRINKS = np.linspace(0.4, 1.0, 13)  # of the largest magnitude, tried as scale
 _FULL = 4096  # inputs; wider layers would need minutes for their inverse, and are rounded with the diagonal alone
+_LEAST_SCALE = 2.0**-14  # of the largest; half precision holds smaller ones badly
+_PART = 2**20  # weights that are rounded at a time, and that a palette is fitted to where inputs are unknown
+_LLOYD_ROUNDS = 8  # more change the last digits
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Coded:
     Attributes:
         codes: Index of the level of each weight, uint8 [groups, rows, inputs].
         levels: Values, ascending, float32 [2**bits]; of 8 bits the whole numbers from -128 on.
-        scale: Factor of each row, float16 (float32 of 8 bits) [groups, rows, 1].
+        scale: Factor of each row, float16 or float32 [groups, rows, 1].
     """
 
     codes: np.ndarray
@@ -38,7 +41,8 @@ def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int) -> Coded:
     """Return the best codes that alternating minimization finds.
 
     Start from a uniform grid whose scale minimizes the error weighted by the diagonal of the moment; round with GPTQ;
-    then refit levels and scales by least squares and improve the codes by coordinate descent, in turn.
+    then refit levels and scales by least squares and improve the codes by coordinate descent, in turn. The last codes
+    are chosen for the scales as they are stored.
 
     Args:
         matrix: Weights, [groups, rows, inputs].
@@ -48,11 +52,9 @@ def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int) -> Coded:
     groups, _, inputs = matrix.shape
     levels = np.linspace(-1, 1, 2**bits) if bits < 8 else np.arange(-128, 128) / 127
     if moment is None or inputs > _FULL:
-        diagonal = np.ones((groups, inputs)) if moment is None else np.einsum("gkk->gk", damped(moment))
-        scale = start_scale(matrix, diagonal, levels)
-        return _coded(nearest(levels, matrix / scale), levels, scale)
+        return _rounded(matrix, np.ones((groups, inputs)) if moment is None else _diagonal(damped(moment)), levels)
     moment = damped(moment)
-    scale = start_scale(matrix, np.einsum("gkk->gk", moment), levels)
+    scale = start_scale(matrix, _diagonal(moment), levels)
     if groups == 1:
         values = gptq(matrix[0], moment[0], PaletteGrid(scale[0], levels, inputs))[None]
     else:
@@ -63,9 +65,10 @@ def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int) -> Coded:
         codes = nearest(levels, values / scale)
         levels = refit_levels(matrix, codes, scale, quick, levels) if bits < 8 else levels
         scale = refit_scales(matrix, levels[codes], quick, scale)
+        levels, scale, stored = _as_stored(levels, scale)
         grid = PaletteGrid(scale, levels, inputs)
         values = coordinate_descent(matrix, levels[codes] * scale, quick, grid, sweeps=1)
-    return _coded(nearest(levels, values / scale), levels, scale)
+    return Coded(nearest(levels, values / scale).astype(np.uint8), levels, stored)
 
 
 def start_scale(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -76,10 +79,10 @@ def start_scale(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) ->
         diagonal: Weight of each input's error, [groups, inputs].
         levels: Ascending, [count].
     """
-    matrix = matrix.astype(np.float32)
+    matrix, levels, diagonal = matrix.astype(np.float32), levels.astype(np.float32), diagonal.astype(np.float32)
     largest: np.ndarray = np.abs(matrix).max(axis=-1, keepdims=True)
     largest[largest == 0] = 1.0
-    best, least = largest.copy(), np.full(largest.shape, np.inf)
+    best, least = largest.copy(), np.full(largest.shape, np.inf, np.float32)
     for part in _SHRINKS.astype(np.float32):
         scale = largest * part
         errors = (levels[nearest(levels, matrix / scale)] * scale - matrix) ** 2 @ diagonal[..., None]
@@ -88,13 +91,60 @@ def start_scale(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) ->
     return best.astype(np.float64)
 
 
-def _coded(codes: np.ndarray, levels: np.ndarray, scale: np.ndarray) -> Coded:
-    """Return codes with the largest scale moved into the levels: half precision holds the rest well enough.
+def _rounded(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) -> Coded:
+    """Round each weight by itself, to levels and scales that suit them; rows are taken in parts, to spare memory."""
+    rows, count = matrix.shape[1], len(levels)
+    step = max(1, _PART // max(matrix[:, :1].size, 1))
+    parts = [slice(start, start + step) for start in range(0, rows, step)]
+    scale = np.concatenate([start_scale(matrix[:, part], diagonal, levels) for part in parts], axis=1)
+    if count < 256:
+        spread = slice(None, None, max(1, matrix.size // _PART))
+        levels = _lloyd(matrix[:, spread], diagonal, levels, scale[:, spread])
+        for part in parts:
+            scale[:, part] = _fitted_scale(matrix[:, part], diagonal, levels, scale[:, part])
+    levels, scale, stored = _as_stored(levels, scale)
+    codes = np.concatenate([nearest(levels, matrix[:, part] / scale[:, part]).astype(np.uint8) for part in parts], 1)
+    return Coded(codes, levels, stored)
 
-    Of 8 bits it is the other way round: whole numbers need no levels in the file.
+
+def _lloyd(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return levels, improved in turn with codes and scales (Lloyd 1982) under errors weighted by the diagonal."""
+    weight = np.broadcast_to(diagonal[:, None, :], matrix.shape)
+    for _ in range(_LLOYD_ROUNDS):
+        codes = nearest(levels, matrix / scale)
+        total = np.bincount(codes.ravel(), (weight * scale**2).ravel(), len(levels))
+        moved = np.bincount(codes.ravel(), (weight * scale * matrix).ravel(), len(levels))
+        levels = np.sort(np.divide(moved, total, out=np.array(levels), where=total > 0))
+        scale = _fitted_scale(matrix, diagonal, levels, scale)
+    return levels
+
+
+def _fitted_scale(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return the scales that suit the codes best, [groups, rows, 1]; present ones where no code is of use."""
+    values = levels[nearest(levels, matrix / scale)]
+    energy, match = values**2 @ diagonal[..., None], values * matrix @ diagonal[..., None]
+    return np.asarray(np.divide(match, energy, out=scale.copy(), where=(energy > 0) & (match > 0)))
+
+
+def _diagonal(moment: np.ndarray) -> np.ndarray:
+    return np.asarray(np.einsum("gkk->gk", moment))
+
+
+def _as_stored(levels: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return levels and scales as a decoder computes them, and the scales as the file holds them.
+
+    The largest scale moves into the levels; half precision holds the rest, unless some are too small for it. Of 8 bits
+    it is the other way round: whole numbers need no levels in the file.
+
+    Returns:
+        Levels (float32), scales (float64, the stored ones' values), stored scales (float16 or float32).
     """
     if len(levels) == 256:
-        whole = np.arange(-128, 128, dtype=np.float32)
-        return Coded(codes.astype(np.uint8), whole, (scale / 127).astype(np.float32))
-    top = float(scale.max())
-    return Coded(codes.astype(np.uint8), (levels * top).astype(np.float32), (scale / top).astype(np.float16))
+        whole, factor = np.arange(-128, 128, dtype=np.float32), scale * levels[-1] / 127
+        narrow = bool(factor.min() >= _LEAST_SCALE and factor.max() <= 1)
+    else:
+        top = float(scale.max())
+        whole, factor = (levels * top).astype(np.float32), scale / top
+        narrow = bool(factor.min() >= _LEAST_SCALE)
+    stored = factor.astype(np.float16 if narrow else np.float32)
+    return whole, stored.astype(np.float64), stored
