@@ -133,6 +133,7 @@ def compress(
             benchmark=not no_benchmark,
             threads=threads,
             strict=strict,
+            zstd_level=None if quiet and report is None else 3,  # nobody would see the figure
             progress=bars,
         )
     saved = _write(result, files)

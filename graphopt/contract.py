@@ -43,15 +43,16 @@ class Contract:
     Args:
         original: The user's model.
         context: Surroundings of the run.
+        zstd_level: Of the compressed sizes in the figures; None: do not measure them.
     """
 
-    def __init__(self, original: Model, context: Context) -> None:
+    def __init__(self, original: Model, context: Context, *, zstd_level: int | None = 3) -> None:
         self._context = context
         self._interface = original.interface
         self._strictest = _strictest_check(original)
         self._feeds = next(iter(context.samples), None) if context.samples is not None else None
         self._example = example(original) if context.samples is None else None
-        self._scale = Scale()
+        self._scale = Scale(zstd_level)
         self._figures: dict[int, tuple[Model, Figures]] = {}
 
     def figures(self, model: Model) -> Figures:

@@ -44,7 +44,7 @@ class Figures:
         macs: Multiply-accumulate operations of one run; None where a shape they rest on is unknown. Of an If the
             costlier branch counts. A Loop's body counts as often as its trip count, once if that is not constant.
         nbytes: Bytes of the file or files as `Model.save` writes them.
-        zstd_nbytes: The same after zstd; see `graphopt.filesize`.
+        zstd_nbytes: The same after zstd; see `graphopt.filesize`. None where it was not measured.
         zstd_level: Level of that compression.
     """
 
@@ -52,8 +52,8 @@ class Figures:
     parameters: int
     macs: int | None
     nbytes: int
-    zstd_nbytes: int
-    zstd_level: int = 3
+    zstd_nbytes: int | None
+    zstd_level: int | None = 3
 
 
 def node_costs(model: Model, shapes: Mapping[str, Shape] | None = None) -> tuple[NodeCost, ...]:

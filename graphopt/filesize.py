@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,25 +36,26 @@ class FileSize:
 
     Attributes:
         nbytes: Bytes on disk.
-        zstd_nbytes: Bytes after zstd.
+        zstd_nbytes: Bytes after zstd; None where that was not asked for.
     """
 
     nbytes: int
-    zstd_nbytes: int
+    zstd_nbytes: int | None
 
 
 class Scale:
     """Weighs models; remembers the weights it has seen, so that the next version of a model costs only what changed.
 
     Args:
-        level: zstd compression level, 1 to 22. Level 3 takes a few seconds a gigabyte, level 19 minutes.
+        level: zstd compression level, 1 to 22; None: do not compress. Level 3 takes a few seconds a gigabyte, level 19
+            minutes.
 
     Raises:
         ValueError: There is no such level.
     """
 
-    def __init__(self, level: int = 3) -> None:
-        if not 1 <= level <= zstandard.MAX_COMPRESSION_LEVEL:
+    def __init__(self, level: int | None = 3) -> None:
+        if level is not None and not 1 <= level <= zstandard.MAX_COMPRESSION_LEVEL:
             raise ValueError(f"zstd level must be between 1 and {zstandard.MAX_COMPRESSION_LEVEL}, not {level}")
         self.level = level
         self._known: dict[tuple[int, str], tuple[weakref.ref[Dense], FileSize]] = {}
@@ -79,7 +81,7 @@ class Scale:
         structure = _serialized(proto)
         sizes = [size.nbytes for size in weighed]
         growth = _field_growth(proto.graph.ByteSize(), _growth(proto.graph, sizes)) if sizes else 0
-        compressed = self._compressed(structure) + sum(size.zstd_nbytes for size in weighed)
+        compressed = _sum([self._compressed(structure), *(size.zstd_nbytes for size in weighed)])
         return FileSize(len(structure) + growth, compressed)
 
     def _weigh_pair(self, model: Model) -> FileSize:
@@ -95,7 +97,7 @@ class Scale:
             return proto
 
         structure = _serialized(export_graph(model.graph, model.residue, write))
-        compressed = self._compressed(structure) + sum(size.zstd_nbytes for size in weighed.values())
+        compressed = _sum([self._compressed(structure), *(size.zstd_nbytes for size in weighed.values())])
         return FileSize(len(structure) + stream.used, compressed)
 
     def _remembered(self, held: Dense, name: str | None) -> FileSize:
@@ -103,15 +105,24 @@ class Scale:
         key = (id(held), "" if name is None else f"={name}")
         reference, size = self._known.get(key, (None, None))
         if reference is None or size is None or reference() is not held:
+            if self.level is None and name is None:
+                return FileSize(held.nbytes, None)
             content = _raw_bytes(held) if name is None else _serialized(inline(name, held))
             size = FileSize(len(content), self._compressed(content))
             self._known[key] = (weakref.ref(held), size)
         return size
 
-    def _compressed(self, content: bytes | memoryview) -> int:
+    def _compressed(self, content: bytes | memoryview) -> int | None:
+        if self.level is None:
+            return None
         frame = zstandard.ZstdCompressor(level=self.level).compressobj(size=len(content))
         chunks = (content[start : start + _CHUNK] for start in range(0, len(content), _CHUNK))
         return sum(len(frame.compress(chunk)) for chunk in chunks) + len(frame.flush())
+
+
+def _sum(sizes: Iterable[int | None]) -> int | None:
+    known = [size for size in sizes if size is not None]
+    return sum(known) if known else None
 
 
 class _Nowhere(io.BytesIO):

@@ -74,13 +74,16 @@ class Pipeline:
     def __str__(self) -> str:
         return ",".join(format_pass(item) for item in self.passes)
 
-    def run(self, model: Model, context: Context, *, strict: bool = False) -> tuple[Model, tuple[Step, ...]]:
+    def run(
+        self, model: Model, context: Context, *, strict: bool = False, zstd_level: int | None = 3
+    ) -> tuple[Model, tuple[Step, ...]]:
         """Run the passes over a copy of the model.
 
         Args:
             model: Stays as it is.
             context: Surroundings; its evaluator must have been made for this model.
             strict: Whether a pass that fails or breaks its contract is an error.
+            zstd_level: Of the compressed sizes in the figures; None: do not measure them.
 
         Returns:
             The last accepted model, and a record of every pass.
@@ -88,7 +91,7 @@ class Pipeline:
         Raises:
             PassError: A pass was rolled back in a strict run.
         """
-        contract = Contract(model, context)
+        contract = Contract(model, context, zstd_level=zstd_level)
         steps: list[Step] = []
         for item, inserted in with_required(self.passes):
             step, model = _run_pass(item, inserted, model, context, contract)

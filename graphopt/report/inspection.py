@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from graphopt.report.text import count, percent, plural, size, visible
+from graphopt.report.text import count, percent, plural, size, size_or_unknown, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +24,9 @@ def render_inspection(inspection: Inspection, console: Console) -> None:
     """Print what is in a model."""
     figures = inspection.figures
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in inspection.opsets.items())
+    compressed = size_or_unknown(figures.zstd_nbytes)
     facts = {
-        "file": f"{inspection.file.path}, {size(inspection.file.nbytes)}, after zstd {size(figures.zstd_nbytes)}",
+        "file": f"{inspection.file.path}, {size(inspection.file.nbytes)}, after zstd {compressed}",
         "sha256": inspection.file.sha256,
         "made by": inspection.producer or "unknown",
         "version": f"IR {inspection.ir_version}; opset {opsets}",

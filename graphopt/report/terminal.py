@@ -9,7 +9,19 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from graphopt.report.text import count, interval, loss, percent, plural, seconds, shrinkage, size, speed, visible
+from graphopt.report.text import (
+    count,
+    interval,
+    loss,
+    percent,
+    plural,
+    seconds,
+    shrinkage,
+    size,
+    size_or_unknown,
+    speed,
+    visible,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +80,7 @@ def _table(report: Report, *, roomy: bool) -> Table:
 
 def _cells(figures: Figures) -> tuple[str, ...]:
     counts = (str(figures.nodes), count(figures.parameters), count(figures.macs))
-    return (*counts, size(figures.nbytes), size(figures.zstd_nbytes))
+    return (*counts, size(figures.nbytes), size_or_unknown(figures.zstd_nbytes))
 
 
 def _ratio(ratio: Ratio | None) -> str:
@@ -81,12 +93,11 @@ def _drop(drop: Drop | None) -> str:
 
 def _lines(report: Report) -> Iterator[tuple[str, str]]:
     before, after = report.before, report.after
-    zstd = f"after zstd {size(before.zstd_nbytes)} -> {size(after.zstd_nbytes)}"
-    yield (
-        "size",
-        f"{size(before.nbytes)} -> {size(after.nbytes)}, {shrinkage(before.nbytes, after.nbytes)}; "
-        f"{zstd}, {shrinkage(before.zstd_nbytes, after.zstd_nbytes)}",
-    )
+    sizes = f"{size(before.nbytes)} -> {size(after.nbytes)}, {shrinkage(before.nbytes, after.nbytes)}"
+    if before.zstd_nbytes is not None and after.zstd_nbytes is not None:
+        zstd = f"after zstd {size(before.zstd_nbytes)} -> {size(after.zstd_nbytes)}"
+        sizes += f"; {zstd}, {shrinkage(before.zstd_nbytes, after.zstd_nbytes)}"
+    yield ("size", sizes)
     for index, timing in enumerate(report.timings):
         yield ("" if index else "latency", timing_line(timing))
     yield ("quality", quality_line(report))

@@ -23,6 +23,11 @@ def size(nbytes: int) -> str:
     return f"{_scaled(nbytes)}B" if nbytes >= 1000 else f"{nbytes} B"
 
 
+def size_or_unknown(nbytes: int | None) -> str:
+    """Return bytes as `size` does; "?" where they were not measured."""
+    return "?" if nbytes is None else size(nbytes)
+
+
 def count(number: int | None) -> str:
     """Return a count in powers of 1000, three digits; "?" for an unknown one."""
     if number is None:
