@@ -59,13 +59,11 @@ class Pass(ABC):
         may_grow: Whether the file may become larger.
         accepted_unjudged: Whether a lossy pass counts as good where neither samples nor a metric can judge it; only for
             passes whose loss is small by their nature.
-        promises_speed: Whether the pass is rolled back when the result is measurably slower on the target.
     """
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()
     may_grow: ClassVar[bool] = False
-    promises_speed: ClassVar[bool] = False
     accepted_unjudged: ClassVar[bool] = False
 
     @property
@@ -75,6 +73,14 @@ class Pass(ABC):
 
         A class attribute, ``lossless: ClassVar[bool] = True``, or a property where options decide.
         """
+
+    @property
+    def promises_speed(self) -> bool:
+        """Whether the pass is rolled back when the result is measurably slower on the target.
+
+        No by default; a class attribute, ``promises_speed: ClassVar[bool] = True``, or a property as for `lossless`.
+        """
+        return False
 
     @abstractmethod
     def run(self, model: Model, context: Context) -> PassReport:

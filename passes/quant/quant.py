@@ -22,6 +22,7 @@ from graphopt.passes.quant.plan import Plan, Workshop
 from graphopt.passes.quant.ranges import RangeMethod
 from graphopt.passes.quant.search import Judged, Search
 from graphopt.passes.quant.units import Unit, find_units, name_of
+from graphopt.passes.quant.weight_only import WeightOptions, quantize_weights
 from graphopt.samples import random_samples
 from graphopt.shapes import infer_shapes
 
@@ -42,24 +43,50 @@ class Quant(Pass):
 
     Attributes:
         mode: static: fixed ranges from samples. dynamic: ranges found at run time, needs none. blocks: weights of
-            matrices in blocks of 32, activations as well, at run time; for language models. auto: what measures best.
+            matrices in blocks of 32, activations as well, at run time; for language models. weights: only the weights,
+            for size, with the options below. auto: what measures best of the first three.
         ranges: How fixed ranges are chosen from the samples: minmax (widest), percentile (99.999 %), mse (least squared
             error) or entropy (least divergence).
         exclude: Nodes to leave alone: names with wildcards, or operators, joined by "+".
+        bits: Bits of a weight in mode weights, 4 or 8.
+        block: Inputs that share a scale in mode weights, 16 to 256; 0 for a scale an output channel.
+        symmetric: Whether weights have no zero points in mode weights.
+        form: How they are written in mode weights. nbits: for kernels that read them (MatMulNBits,
+            GatherBlockQuantized). qdq: DequantizeLinear, for any runtime. load: decoded once, at load. auto: the
+            quicker one of nbits and load.
     """
 
     name: ClassVar[str] = "quant"
     lossless: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = ("fold",)
-    promises_speed: ClassVar[bool] = True
     accepted_unjudged: ClassVar[bool] = True  # without samples ranges are exact for each input: dynamic int8
 
-    mode: Literal["auto", "static", "dynamic", "blocks"] = "auto"
+    mode: Literal["auto", "static", "dynamic", "blocks", "weights"] = "auto"
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
     exclude: str = ""
+    bits: int = 8
+    block: int = 0
+    symmetric: bool = True
+    form: Literal["auto", "nbits", "qdq", "load"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.bits not in (4, 8):
+            raise ValueError(f"bits must be 4 or 8, not {self.bits}")
+        if self.block not in (0, 16, 32, 64, 128, 256):
+            raise ValueError(f"block must be 0, 16, 32, 64, 128 or 256, not {self.block}")
+
+    @property
+    def promises_speed(self) -> bool:
+        """Storing weights in fewer bits is for size."""
+        return self.mode != "weights"
 
     def run(self, model: Model, context: Context) -> PassReport:
         """Try, measure and keep the best."""
+        if self.mode == "weights":
+            exclude = tuple(pattern for pattern in self.exclude.split("+") if pattern)
+            options = WeightOptions(self.bits, self.block, self.symmetric, self.form, exclude)
+            return quantize_weights(model, context, options)
         if not context.target.kernels:
             note = f"{context.target.name} has no int8 kernels: integers would run on the CPU; left as it was"
             return PassReport(0, notes=(note,))

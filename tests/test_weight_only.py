@@ -1,0 +1,312 @@
+"""Weights in 4 and 8 bits: every form computes the same, shared weights stay shared, and what cannot be says why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from graphopt.base import PassReport
+from graphopt.context import Context
+from graphopt.evaluate import Evaluator
+from graphopt.ir.clean import clean
+from graphopt.model import Model
+from graphopt.passes.quant import Quant
+from graphopt.passes.quant.weight_forms import kernel_block, packed_codes
+from graphopt.runtime.session import op_counts, optimized_model
+from graphopt.samples import random_samples
+from graphopt.shapes import infer_shapes
+from graphopt.targets import get_target
+from tests.helpers import outputs_of, parse, random_feeds
+
+FORMS = ("load", "nbits", "qdq")
+every_form = pytest.mark.parametrize("form", FORMS)
+both_widths = pytest.mark.parametrize("bits", [4, 8])
+
+LAYERS = """
+layers (float[N, 3, 8, 8] x) => (float[N, 20] y)
+<float[32, 3, 3, 3] conv, float[32] conv_bias, float[32, 1, 3, 3] depthwise, float[32, 48] dense, float[20, 48] last,
+ float[20] last_bias, int64[2] shape = {0, 32}>
+{
+    a = Conv <pads = [1, 1, 1, 1]> (x, conv, conv_bias)
+    b = Conv <group = 32, pads = [1, 1, 1, 1]> (a, depthwise)
+    c = Relu (b)
+    d = GlobalAveragePool (c)
+    e = Reshape (d, shape)
+    f = MatMul (e, dense)
+    g = Relu (f)
+    y = Gemm <transB = 1> (g, last, last_bias)
+}
+"""
+
+
+def filled(text: str, seed: int = 0) -> onnx.ModelProto:
+    """Return the model of a text; weights of which it only states the types are random."""
+    proto = parse(text)
+    rng = np.random.default_rng(seed)
+    for info in proto.graph.value_info:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        values = rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 1))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(kind), info.name))
+    del proto.graph.value_info[:]
+    return proto
+
+
+def compressed(
+    proto: onnx.ModelProto, *, samples: bool = True, target: str = "cpu-avx2", **options: object
+) -> tuple[Model, PassReport]:
+    """Return the model after the pass, with its report."""
+    model = Model.from_proto(proto)
+    drawn = random_samples(model.interface, count=16) if samples else None
+    evaluator = Evaluator(model, get_target(target), samples=drawn)
+    result = model.copy()
+    infer_shapes(result)
+    report = Quant(mode="weights", **options).run(result, Context(get_target(target), evaluator, drawn))  # type: ignore[arg-type]
+    clean(result.graph)
+    onnx.checker.check_model(result.skeleton())
+    return result, report
+
+
+def error(proto: onnx.ModelProto, result: Model, **sizes: int) -> float:
+    """Return the energy of the difference of the outputs, as a fraction."""
+    feeds = random_feeds(proto, seed=1, sizes={"N": 6, **sizes})
+    before, after = outputs_of(proto, feeds), outputs_of(result, feeds)
+    total = sum(float(np.square(value).sum()) for value in before.values())
+    return sum(float(np.square(after[name] - value).sum()) for name, value in before.items()) / total
+
+
+def nodes(model: Model) -> Counter[str]:
+    """Return the nodes that really run."""
+    return op_counts(optimized_model(model))
+
+
+def weight_bytes(model: Model) -> int:
+    """Return the bytes of all initializers."""
+    return sum(len(item.SerializeToString()) for item in model.to_proto().graph.initializer)
+
+
+@every_form
+@both_widths
+@pytest.mark.parametrize("block", [0, 16, 32])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_every_form_is_near_and_small(form: str, bits: int, block: int, symmetric: bool) -> None:
+    proto = filled(LAYERS)
+    result, report = compressed(proto, bits=bits, block=block, symmetric=symmetric, form=form)
+    assert report.changed == 4
+    assert error(proto, result) < (0.01 if bits == 4 else 1e-4)
+    assert weight_bytes(result) < weight_bytes(Model.from_proto(proto)) * (0.42 if bits == 4 else 0.55)
+
+
+@both_widths
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_forms_agree(bits: int, symmetric: bool) -> None:
+    proto = filled(LAYERS)
+    feeds = random_feeds(proto, sizes={"N": 4})
+    results = [
+        outputs_of(compressed(proto, bits=bits, block=16, symmetric=symmetric, form=form)[0], feeds) for form in FORMS
+    ]
+    scale = np.abs(results[0]["y"]).max()
+    np.testing.assert_allclose(results[2]["y"], results[0]["y"], atol=1e-5 * scale)
+    np.testing.assert_allclose(results[1]["y"], results[0]["y"], atol=0.02 * scale)  # activations in 8 bits
+
+
+def test_decoders_are_evaluated_at_load() -> None:
+    proto = filled(LAYERS)
+    for bits in (4, 8):
+        result, _ = compressed(proto, bits=bits, block=16, form="load")
+        assert nodes(result) == op_counts(optimized_model(proto))
+
+
+@both_widths
+def test_matrices_run_in_their_kernels(bits: int) -> None:
+    for block in (0, 16, 32):
+        result, _ = compressed(filled(LAYERS), bits=bits, block=block, form="nbits")
+        assert nodes(result)["com.microsoft:MatMulNBits"] == 2
+    text = "alone (float[N, 48] x) => (float[N, 20] y) <float[48, 20] w> { y = MatMul (x, w) }"
+    for block in (0, 16, 32):
+        result, _ = compressed(filled(text), bits=bits, block=block, form="qdq")
+        assert nodes(result) == Counter({"com.microsoft:MatMulNBits": 1})
+
+
+def test_fitting_beats_rounding() -> None:
+    proto = filled(LAYERS)
+    fitted, _ = compressed(proto, bits=4)
+    rounded, report = compressed(proto, bits=4, samples=False)
+    assert any("without --data" in note for note in report.notes)
+    assert error(proto, fitted) < 0.7 * error(proto, rounded)
+
+
+@every_form
+def test_a_second_run_changes_nothing(form: str) -> None:
+    first, _ = compressed(filled(LAYERS), bits=4, block=16, form=form)
+    second, report = compressed(first.to_proto(), bits=4, block=16, form=form)
+    assert report.changed == 0
+    assert op_counts(second.to_proto()) == op_counts(first.to_proto())
+
+
+TIED = """
+tied (int64[N] ids) => (float[N, 64] y, float[N, 40] logits)
+<float[40, 64] table, float[64, 64] dense>
+{
+    rows = Gather (table, ids)
+    y = MatMul (rows, dense)
+    turned = Transpose <perm = [1, 0]> (table)
+    logits = MatMul (y, turned)
+}
+"""
+
+
+@every_form
+@both_widths
+def test_tied_tables_stay_tied(form: str, bits: int) -> None:
+    proto = filled(TIED)
+    result, report = compressed(proto, samples=False, bits=bits, block=32, form=form)
+    assert report.changed == 2
+    assert error(proto, result) < (0.05 if bits == 4 else 1e-3)
+    assert weight_bytes(result) < weight_bytes(Model.from_proto(proto)) * bits / 32 * 1.6
+    assert [
+        item.name for item in result.to_proto().graph.initializer if "table" in item.name and "codes" in item.name
+    ] == ["table_codes"]
+
+
+def test_tables_are_read_in_their_codes() -> None:
+    result, _ = compressed(filled(TIED), samples=False, bits=4, block=32, form="nbits")
+    found = nodes(result)
+    assert found["com.microsoft:GatherBlockQuantized"] == 1
+    assert found["com.microsoft:MatMulNBits"] == 2
+    assert found["Gather"] == found["Transpose"] == 0
+
+
+@every_form
+def test_a_weight_of_two_layers_is_stored_once(form: str) -> None:
+    text = """
+    shared (float[N, 32] x) => (float[N, 32] y) <float[32, 32] w> { a = MatMul (x, w)  b = Relu (a)  y = MatMul (b, w) }
+    """
+    proto = filled(text)
+    result, report = compressed(proto, bits=4, form=form)
+    assert report.changed == 1
+    assert sum(item.name.startswith("w_codes") for item in result.to_proto().graph.initializer) == 1
+    assert error(proto, result) < 0.05
+
+
+@every_form
+def test_recurrent_weights_and_bodies(form: str) -> None:
+    text = """
+    recurrent (float[5, N, 16] x, bool flag) => (float[5, 1, N, 16] y, float[5, N, 32] z)
+    <float[1, 64, 16] w, float[1, 64, 16] r, float[16, 32] inner>
+    {
+        y = LSTM <hidden_size = 16> (x, w, r)
+        z = If (flag) <
+            then_branch = first () => (float[5, N, 32] a) { a = MatMul (x, inner) },
+            else_branch = other () => (float[5, N, 32] b) { c = MatMul (x, inner)  b = Neg (c) }
+        >
+    }
+    """
+    proto = filled(text)
+    feeds = random_feeds(proto, sizes={"N": 2}) | {"flag": np.array(True)}
+    model = Model.from_proto(proto)
+    context = Context(get_target("cpu-avx2"), Evaluator(model, get_target("cpu-avx2"), samples=None))
+    result = model.copy()
+    report = Quant(mode="weights", bits=8, form=form).run(result, context)  # type: ignore[arg-type]
+    clean(result.graph)
+    assert report.changed == 3
+    for flag in (True, False):
+        before, after = (outputs_of(item, feeds | {"flag": np.array(flag)}) for item in (proto, result))
+        for name in before:
+            np.testing.assert_allclose(after[name], before[name], atol=0.03 * np.abs(before[name]).max())
+
+
+@pytest.mark.parametrize(
+    ("declared", "body", "reason"),
+    [
+        (
+            "float[32, 32] w",
+            "y = MatMul (x, w)  v = Identity (w)",
+            "an operator reads it that is neither layer nor table",
+        ),
+        ("float[32, 32] w", "a = MatMul (x, w)  y = Gemm <transB = 1> (a, w)  v = Neg (x)", "in two orientations"),
+        ("float[32, 32] w", "y = MatMul (x, w)  v = Add (x, w)", "neither layer nor table"),
+    ],
+)
+def test_what_cannot_be_stored_says_why(declared: str, body: str, reason: str) -> None:
+    text = f"plain (float[32, 32] x) => (float[32, 32] y, float[32, 32] v) <{declared}> {{ {body} }}"
+    _, report = compressed(filled(text), bits=4)
+    assert report.changed == 0
+    assert reason in report.skipped[0].reason
+
+
+def test_other_types_nan_and_outputs_are_left() -> None:
+    half = "h (float16[4, 32] x) => (float16[4, 32] y) <float16[32, 32] w> { y = MatMul (x, w) }"
+    _, report = compressed(filled(half), bits=4, samples=False)
+    assert [skip.reason for skip in report.skipped] == ["it is float16, not float32"]
+    shown = filled("s (float[4, 32] x) => (float[4, 32] y, float[32, 32] w) <float[32, 32] w> { y = MatMul (x, w) }")
+    assert compressed(shown, bits=4, samples=False)[1].skipped[0].reason == "it is a graph output"
+    broken = filled("b (float[4, 32] x) => (float[4, 32] y) <float[32, 32] w> { y = MatMul (x, w) }")
+    values = onnx.numpy_helper.to_array(broken.graph.initializer[0]).copy()
+    values[0, 0] = np.nan
+    broken.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(values, "w"))
+    assert compressed(broken, bits=4, samples=False)[1].skipped[0].reason == "it holds NaN or infinities"
+
+
+def test_overridable_weights_stay() -> None:
+    proto = filled("o (float[4, 32] x) => (float[4, 32] y) <float[32, 32] w> { y = MatMul (x, w) }")
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [32, 32]))
+    assert compressed(proto, bits=4, samples=False)[1].changed == 0
+
+
+def test_exclusion_by_name_and_operator() -> None:
+    proto = filled(LAYERS)
+    result, report = compressed(proto, bits=4, samples=False, exclude="Conv+y*")
+    assert report.changed == 2 - sum(skip.where == "last" for skip in report.skipped)
+    assert {skip.where for skip in report.skipped if skip.reason == "it is excluded"} >= {"conv", "depthwise"}
+    assert "conv" in {item.name for item in result.to_proto().graph.initializer}
+
+
+@pytest.mark.parametrize("opset", [9, 11, 17])
+def test_older_opsets(opset: int) -> None:
+    proto = filled(f'<ir_version: 8, opset_import: ["" : {opset}]>\n' + LAYERS)
+    result, report = compressed(proto, bits=4, form="load")
+    assert error(proto, result) < 0.02
+    assert any("second moments need opset 10" in note for note in report.notes) == (opset == 9)
+    _, report = compressed(proto, bits=4, form="qdq")
+    assert report.changed == 0
+    assert report.skipped[0].where == "model"
+    assert "needs opset 21" in report.skipped[0].reason
+    _, report = compressed(proto, bits=4, block=32, form="load")
+    assert (report.changed == 0) == (opset == 9)
+
+
+def test_scaled_gemm_and_vectors_are_decoded_at_load() -> None:
+    text = """
+    odd (float[N, 32] x, float[32] v) => (float[N, 32] y, float[32] z) <float[32, 32] w, float[32, 32] u>
+    { y = Gemm <alpha = 0.5> (x, w)  z = MatMul (v, u) }
+    """
+    proto = filled(text)
+    result, report = compressed(proto, bits=4, form="nbits", samples=False)
+    assert report.changed == 2
+    assert nodes(result)["com.microsoft:MatMulNBits"] == 0
+    assert error(proto, result) < 0.05
+
+
+def test_without_timing_the_target_decides() -> None:
+    _, report = compressed(filled(LAYERS), bits=4, samples=False, target="cuda")
+    assert any("not timed here" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(("inputs", "block", "wanted"), [(384, 384, 128), (120, 120, 128), (27, 27, 32), (384, 64, 64)])
+def test_blocks_of_kernels(inputs: int, block: int, wanted: int) -> None:
+    assert kernel_block(inputs, block, 4) == wanted
+
+
+def test_packed_codes_hold_the_first_in_the_lower_half() -> None:
+    np.testing.assert_array_equal(packed_codes(np.array([[1, 2, 3]]), 4), [[0x21, 0x03]])
+
+
+@pytest.mark.parametrize("wrong", [lambda: Quant(mode="weights", bits=3), lambda: Quant(mode="weights", block=20)])
+def test_options_are_checked(wrong: Callable[[], Quant]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        wrong()
