@@ -9,11 +9,11 @@ import numpy as np
 
 from graphopt.passes.pack.bits import plane_widths
 
-LEAST, MOST = 2, 8  # bits of a weight
+LEAST, MOST = 3, 8  # bits of a weight; with fewer than 3 the loss is not what 4 bits let expect
 MEASURED = 4  # bits at which losses are measured
 _NODE_BYTES = 80  # of a decoder's node, roughly
 _STEP = 0.125  # bits; a finer search would tell apart what samples do not
-_TRIALS = 5  # models that are made and judged
+_TRIALS = 4  # models that are made and judged
 _TRUSTED = 2  # trials after which the slope of the loss is not trusted any more
 _RATE = 2.0  # the loss falls by 4 a bit: its logarithm to base 2 by so much
 
@@ -22,16 +22,17 @@ def allocate(losses: Sequence[float], sizes: Sequence[int], mean_bits: float) ->
     """Return the bits of each weight, with the least sum of losses among all of the same bytes.
 
     A weight that loses ``c`` at 4 bits loses ``c * 4**(4 - bits)`` at others. Each weight takes the bits that minimize
-    ``loss + price * bytes``; the price is found by halving.
+    ``loss + price * bytes``; the price is found by halving. A weight that made no difference, as in a branch that no
+    sample takes, is not known to be worthless: it counts as the others do on average.
 
     Args:
         losses: What the outputs of the model lose when this weight alone has 4 bits.
         sizes: Elements.
         mean_bits: Bits of a weight on average, which limits the bytes of all.
     """
-    choices = np.arange(LEAST, MOST + 1)
+    choices = np.arange(min(LEAST, math.floor(mean_bits)), MOST + 1)
     count = np.asarray(sizes, np.float64)[:, None]
-    lost = np.maximum(np.asarray(losses, np.float64), np.finfo(np.float32).tiny)[:, None] * 4.0 ** (MEASURED - choices)
+    lost = _known_losses(losses, sizes)[:, None] * 4.0 ** (MEASURED - choices)
     nbytes = count * choices / 8 + [_decoder_bytes(int(bits)) for bits in choices]
     allowed = float(count.sum()) * mean_bits / 8 + len(count) * _decoder_bytes(MOST)
 
@@ -44,6 +45,14 @@ def allocate(losses: Sequence[float], sizes: Sequence[int], mean_bits: float) ->
         used = float(np.take_along_axis(nbytes, chosen(2.0**middle)[:, None], 1).sum())
         cheap, dear = (middle, dear) if used > allowed else (cheap, middle)
     return [int(bits) for bits in choices[chosen(2.0**dear)]]
+
+
+def _known_losses(losses: Sequence[float], sizes: Sequence[int]) -> np.ndarray:
+    """Return the losses, those of zero made up from the mean loss of an element."""
+    lost, count = np.asarray(losses, np.float64), np.asarray(sizes, np.float64)
+    known = lost > 0
+    each = float(lost.sum()) / float(count[known].sum()) if known.any() else 1.0
+    return np.where(known, lost, each * count)
 
 
 def predicted_bits(losses: Sequence[float], sizes: Sequence[int], limit: float) -> float:

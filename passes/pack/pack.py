@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
 from graphopt.ir.graph import Payload, constants, payload, payload_bytes, walk_graphs, walk_nodes
 from graphopt.model import Model
-from graphopt.passes.pack.allocate import allocate, fewest_bits, predicted_bits
+from graphopt.passes.pack.allocate import allocate
+from graphopt.passes.pack.automatic import round_within_limit
 from graphopt.passes.pack.forms import STORED, Form, forms
 from graphopt.passes.pack.sizemode import CodedForm, SizeMode
 from graphopt.passes.pack.storage import Store
@@ -46,12 +46,15 @@ class Pack(Pass):
         bits: Bits of a weight in size mode, 2 to 8; auto: as few as `--max-drop` allows, 3 to 8 by loss per byte; none
             stores the weights as they are.
         min_bytes: Smaller weights stay plain, bytes.
+        metadata: drop or keep what exporters note on nodes (source lines, doc strings), which may outweigh the packed
+            weights; nothing that runs looks at it.
     """
 
     name: ClassVar[str] = "pack"
 
     bits: int | Literal["auto"] | None = None
     min_bytes: int = 1024
+    metadata: Literal["drop", "keep"] = "drop"
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -82,15 +85,37 @@ class _Run:
         self._context = context
         self._skipped: list[Skip] = []
         self._notes: list[str] = []
+        self._metrics: dict[str, float] = {}
 
     def report(self) -> PassReport:
+        dropped = self._dropped_metadata() if self._options.metadata == "drop" else 0
+        changed = self._pack()
+        return PassReport(changed + dropped, tuple(dict.fromkeys(self._skipped)), self._metrics, tuple(self._notes))
+
+    def _dropped_metadata(self) -> int:
+        """Remove what exporters note on nodes; return how many nodes had something."""
+        nbytes = count = 0
+        for root in (self._model.graph, *self._model.graph.functions):
+            for node in walk_nodes(root):
+                residue = getattr(node, "residue", None)
+                before = residue.ByteSize() if residue is not None else 0
+                if residue is not None and (residue.doc_string or residue.metadata_props):
+                    residue.ClearField("doc_string")
+                    residue.ClearField("metadata_props")
+                    nbytes, count = nbytes + before - residue.ByteSize(), count + 1
+        if count:
+            self._notes.append(f"{nbytes} bytes of exporters' notes on {count} nodes dropped")
+        return count
+
+    def _pack(self) -> int:
+        """Replace weights by decoders and return how many."""
         found = constants(self._model.graph)
         unfit = {id(constant): reason for constant, reason in unfit_constants(self._model.graph, found)}
         large = [constant for constant in found if self._is_large(constant)]
         self._skipped += [Skip(item.name, unfit[id(item)]) for item in large if id(item) in unfit]
         candidates = [constant for constant in large if id(constant) not in unfit]
         if not candidates:
-            return PassReport(0, tuple(dict.fromkeys(self._skipped)))
+            return 0
         plain = self._optimized()
         originals = {id(constant): payload(constant) for constant in found}
         coded = self._coded(candidates)
@@ -102,8 +127,8 @@ class _Run:
             for constant in found:
                 _restore(constant, originals)
         kinds = Counter(packed.kind for packed in store.packed)
-        metrics = {f"stored as {kind}": float(count) for kind, count in sorted(kinds.items())}
-        return PassReport(len(store.packed), tuple(dict.fromkeys(self._skipped)), metrics, tuple(self._notes))
+        self._metrics |= {f"stored as {kind}": float(count) for kind, count in sorted(kinds.items())}
+        return len(store.packed)
 
     def _stored(
         self, candidates: list[gs.Constant], coded: dict[int, CodedForm], originals: Mapping[int, Payload]
@@ -145,43 +170,15 @@ class _Run:
         if samples is None:
             if wanted == "auto":
                 self._notes.append("without --data there is nothing to choose bits by: all weights get 8")
-            bits: list[int] | None = [8 if wanted == "auto" else wanted] * len(units)
+            rounded = mode.round(self._model, units, [8 if wanted == "auto" else wanted] * len(units))
         else:
-            losses, sizes = mode.losses(self._model, units), [unit.size for unit in units]
+            losses = mode.losses(self._model, units)
             if wanted == "auto":
-                bits = self._automatic(mode, candidates, losses, sizes)
-            else:
-                bits = allocate(losses, sizes, wanted)
-        if bits is None:
-            return {}
-        return {id(unit.constant): form for unit, form in mode.round(self._model, units, bits)}
-
-    def _automatic(
-        self, mode: SizeMode, candidates: list[gs.Constant], losses: list[float], sizes: list[int]
-    ) -> list[int] | None:
-        """Return the fewest bits that keep the limit; None if there are none."""
-        limit = self._context.max_drop
-        positions = {id(constant): place for place, constant in enumerate(constants(self._model.graph))}
-
-        def excess(mean: float) -> float:
-            trial = self._model.copy()
-            twins = constants(trial.graph)
-            units = find_units(trial, [twins[positions[id(constant)]] for constant in candidates])
-            for _ in mode.round(trial, units, allocate(losses, sizes, mean)):
-                pass
-            drop = self._context.evaluator.drop(trial)
-            assert drop is not None
-            if drop.within(limit):
-                return min(1.0, max(drop.value, 0.0) / limit) if limit > 0 else 1.0
-            held = drop.value if drop.established is None else drop.established
-            return held / limit if limit > 0 else math.inf
-
-        mean = fewest_bits(excess, predicted_bits(losses, sizes, limit))
-        if mean is None:
-            self._notes.append(f"rounding does not hold the limit of {limit:.2%}, not even to 8 bits")
-            return None
-        self._notes.append(f"{mean:g} bits a weight on average hold the limit of {limit:.2%}")
-        return allocate(losses, sizes, mean)
+                forms, note = round_within_limit(self._model, candidates, mode, self._context, losses)
+                self._notes.append(note)
+                return forms
+            rounded = mode.round(self._model, units, allocate(losses, [unit.size for unit in units], wanted))
+        return {id(unit.constant): form for unit, form in rounded}
 
     def _raise_ir_version(self) -> None:
         graph = self._model.graph

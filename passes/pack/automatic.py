@@ -1,0 +1,81 @@
+"""Size mode with as few bits as the limit on the loss allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import onnx_graphsurgeon as gs
+
+from graphopt.context import Context
+from graphopt.evaluate import Drop
+from graphopt.ir.graph import constants, payload
+from graphopt.model import Model
+from graphopt.passes.pack.allocate import allocate, fewest_bits, predicted_bits
+from graphopt.passes.pack.sizemode import CodedForm, SizeMode
+from graphopt.passes.pack.units import find_units
+
+
+def round_within_limit(
+    model: Model, candidates: Sequence[gs.Constant], mode: SizeMode, context: Context, losses: Sequence[float]
+) -> tuple[dict[int, CodedForm], str]:
+    """Round weights, in place, to the fewest bits that keep the limit; leave them alone if there are none.
+
+    Args:
+        model: Whole models are made of copies of it and judged.
+        candidates: Weights to round where they can be.
+        mode: How they are rounded.
+        context: Judges the trials.
+        losses: What each unit of `find_units` loses at 4 bits.
+
+    Returns:
+        The forms by id of the weight, and what was found, in words.
+    """
+    limit, own = context.max_drop, constants(model.graph)
+    place = {id(constant): index for index, constant in enumerate(own)}
+    sizes = [unit.size for unit in find_units(model, candidates)]
+    best: tuple[list[gs.Constant], dict[int, CodedForm]] | None = None
+
+    def excess(mean: float) -> float:
+        nonlocal best
+        trial = model.copy()
+        twins = constants(trial.graph)
+        units = find_units(trial, [twins[place[id(constant)]] for constant in candidates])
+        rounded = mode.round(trial, units, allocate(losses, sizes, mean))
+        found = {id(unit.constant): form for unit, form in rounded}
+        over = _excess(context.evaluator.drop(trial), limit)
+        if over <= 1:
+            best = twins, found
+        return over
+
+    mean = fewest_bits(excess, predicted_bits(losses, sizes, limit))
+    if mean is None or best is None:
+        return {}, f"rounding does not hold the limit of {limit:.2%}, not even to 8 bits"
+    return _taken_over(own, *best), f"{mean:g} bits a weight on average hold the limit of {limit:.2%}"
+
+
+def _excess(drop: Drop | None, limit: float) -> float:
+    """Return a loss over its limit, at most 1 where it is within."""
+    if drop is None:
+        return math.inf
+    if drop.within(limit):
+        return min(1.0, max(drop.value, 0.0) / limit) if limit > 0 else 1.0
+    return (drop.value if drop.established is None else drop.established) / limit if limit > 0 else math.inf
+
+
+def _taken_over(
+    own: list[gs.Constant], twins: list[gs.Constant], found: Mapping[int, CodedForm]
+) -> dict[int, CodedForm]:
+    """Give a model the weights of its rounded copy, whose constants come in the same order; return the forms by id."""
+    back = {id(twin): constant for constant, twin in zip(own, twins, strict=True)}
+    forms = {}
+    for constant, twin in zip(own, twins, strict=True):
+        if id(twin) in found:
+            form = found[id(twin)]
+            bias = back[id(form.bias)] if form.bias is not None else None
+            forms[id(constant)] = replace(form, bias=bias)
+            if form.bias is not None and bias is not None:
+                bias.values = payload(form.bias)
+            constant.values = payload(twin)
+    return forms
