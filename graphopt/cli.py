@@ -16,6 +16,7 @@ from graphopt.command import Fraction, MainCommand, MainGroup, reports_errors
 from graphopt.commands import bench as bench_command
 from graphopt.commands import inspect as inspect_command
 from graphopt.commands import passes as passes_command
+from graphopt.commands import unpack as unpack_command
 from graphopt.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -286,5 +287,5 @@ def main() -> None:
     """Compress ONNX models."""
 
 
-for subcommand in (passes_command, inspect_command, bench_command):
+for subcommand in (passes_command, inspect_command, bench_command, unpack_command):
     main.add_command(subcommand)

@@ -1,4 +1,4 @@
-"""The subcommands: passes, inspect, bench. Heavy imports are late."""
+"""The subcommands: passes, inspect, bench, unpack. Heavy imports are late."""
 
 from __future__ import annotations
 
@@ -89,6 +89,23 @@ def bench(
         click.echo(json.dumps(timing_json(timing), indent=2))
     else:
         click.echo(f"'{after}' takes {timing_line(timing)}".replace(" x (", " x the time (", 1))
+
+
+@click.command("unpack")
+@click.argument("model", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, metavar="FILE", help="The plain model.")
+@reports_errors
+def unpack(model: Path, output: Path) -> None:
+    """Turn a packed model into the plain one that it decodes to, bit by bit."""
+    from graphopt.passes.pack.unpack import unpack as unpacked
+    from graphopt.reader import load
+
+    loaded = load(model)
+    if output.exists() and output.samefile(model):
+        raise UsageError(f"--output '{output}' is the input; give another name")
+    count = unpacked(loaded)
+    saved = loaded.save(output)
+    click.echo(f"'{output}': {count} weights decoded, {saved.nbytes} bytes")
 
 
 def _check_same_inputs(first: Model, second: Model) -> None:

@@ -29,6 +29,7 @@ from graphopt.passes.pack.shrink import shrink
 from graphopt.passes.pack.sizemode import SizeMode
 from graphopt.passes.pack.sizes import constant_bytes, node_bytes
 from graphopt.passes.pack.units import find_units
+from graphopt.passes.pack.unpack import unpack
 from graphopt.pipeline import Pipeline
 from graphopt.progress import SilentProgress
 from graphopt.runtime.session import op_counts, open_session, optimized_model
@@ -360,6 +361,56 @@ def test_options() -> None:
     assert parse_pass("pack:bits=auto") == Pack(bits="auto")
     assert Pack().lossless
     assert not Pack(bits=4).lossless
+
+
+# The way back
+
+
+@pytest.mark.parametrize("text", ["pack", "pack:bits=4:min-bytes=512"])
+def test_unpack_gives_the_very_bits_back(text: str) -> None:
+    weights = {
+        "table": palette(16),
+        "half": half(),
+        "zeros": pruned(half()),
+        "grid": gridded(0),
+        "flat": np.full((ROWS, COLUMNS), 0.25, np.float32),
+        "brain": rng().normal(size=(ROWS, COLUMNS)).astype(ml_dtypes.bfloat16).astype(np.float32),
+    }
+    nodes, last = [], ""
+    for name in weights:
+        nodes.append(helper.make_node("MatMul", ["x", name], [f"{name}_y"]))
+        nodes.append(helper.make_node("Add", [last, f"{name}_y"], [f"{name}_z"]) if last else nodes.pop())
+        last = f"{name}_z" if last else f"{name}_y"
+    nodes[-1].output[0] = "y"
+    model = graph_model(nodes, weights, {"y": [1, COLUMNS]})
+    result, report = packed(model, text)
+    assert report.changed == len(weights)
+    used = model if text == "pack" else None
+    back = load_again(result)
+    assert unpack(back) == len(weights)
+    assert len(back.graph.nodes) == len(model.graph.nodes)
+    found = {constant.name: constant.values for constant in constants(back.graph)}
+    assert set(found) == set(weights)
+    for name, values in weights.items():
+        assert used is None or same_bits(found[name], values)
+    np.testing.assert_array_equal(run(back, True)["y"], run(result, True)["y"])
+    assert unpack(back) == 0
+
+
+def test_unpack_leaves_what_pack_did_not_make() -> None:
+    nodes = [
+        helper.make_node("Cast", ["h"], ["w"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    model = graph_model(nodes, {"h": half().astype(np.float16)}, {"y": [1, COLUMNS]})
+    before = model.copy().to_proto()
+    assert unpack(model) == 0
+    assert model.to_proto() == before
+
+
+def load_again(model: Model) -> Model:
+    """The model as a file brings it back: no object is left of the pass's own."""
+    return Model.from_proto(onnx.ModelProto.FromString(model.to_proto().SerializeToString()))
 
 
 # Size mode

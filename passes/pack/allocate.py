@@ -13,8 +13,7 @@ LEAST, MOST = 3, 8  # bits of a weight; with fewer than 3 the loss is not what 4
 MEASURED = 4  # bits at which losses are measured
 _NODE_BYTES = 80  # of a decoder's node, roughly
 _STEP = 0.125  # bits; a finer search would tell apart what samples do not
-_TRIALS = 4  # models that are made and judged
-_TRUSTED = 2  # trials after which the slope of the loss is not trusted any more
+_TRIALS = 5  # models that are made and judged
 _RATE = 2.0  # the loss falls by 4 a bit: its logarithm to base 2 by so much
 
 
@@ -64,6 +63,10 @@ def predicted_bits(losses: Sequence[float], sizes: Sequence[int], limit: float) 
     return float(MOST)
 
 
+def _middle(low: float, high: float) -> float:
+    return round((low + high) / 2 / _STEP) * _STEP
+
+
 def _decoder_bytes(bits: int) -> int:
     """Return what the nodes and levels of a decoder take, roughly: each further plane needs nodes of its own."""
     if bits == MOST:
@@ -75,27 +78,27 @@ def _decoder_bytes(bits: int) -> int:
 def fewest_bits(excess: Callable[[float], float], start: float = 4.0) -> float | None:
     """Return the least mean bits that hold the limit; None if not even the most do.
 
-    The first trials tell how many bits more or fewer would meet the limit if the loss fell by 4 with each bit; halving
-    does the rest.
+    Each trial tells how many bits more or fewer would meet the limit if the loss fell by 4 with each bit. Where that is
+    too hopeful, steps grow; between a trial that held and one that did not, the next one lies in the middle.
 
     Args:
         excess: Makes and judges a model of so many bits on average; returns its loss over the limit, at most 1 where
             the limit holds.
         start: First trial.
     """
-    low, high, found = float(LEAST), float(MOST), None
-    trial = start
-    for count in range(_TRIALS):
+    low, high, found = LEAST - _STEP, float(MOST), None
+    trial, step = min(max(start, float(LEAST)), high), _STEP
+    for _ in range(_TRIALS):
         over = excess(trial)
+        guess = math.ceil((trial + math.log2(min(max(over, 2.0**-8), 2.0**8)) / _RATE) / _STEP) * _STEP
         if over <= 1:
             found = high = trial
+            trial = guess if low < guess < high else _middle(low, high)
         else:
             low = trial
-        guess = trial + math.log2(min(max(over, 2.0**-8), 2.0**8)) / _RATE
-        trial = math.ceil(guess / _STEP) * _STEP if over > 1 else math.floor(guess / _STEP + 1) * _STEP
-        if count >= _TRUSTED or not low + _STEP <= trial <= high - _STEP:
-            trial = round((low + high) / 2 / _STEP) * _STEP
-        if high - low <= 2 * _STEP:
+            trial = min(guess + step, high if found is None else _middle(low, high))
+            step *= 2
+        if not low < trial < high or (found is not None and high - low <= 2 * _STEP):
             break
     if found is None and excess(float(MOST)) <= 1:
         return float(MOST)
