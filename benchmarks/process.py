@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,14 +40,21 @@ class Run:
     output: str
 
 
-def measure(command: Sequence[str | Path], *, cwd: Path | None = None) -> Run:
-    """Run a command to its end and measure it."""
+def measure(command: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Run:
+    """Run a command to its end and measure it.
+
+    Args:
+        command: Program and arguments.
+        cwd: Working folder.
+        env: What is different in its environment.
+    """
     with tempfile.NamedTemporaryFile("r", suffix=".json") as figures:
         launcher = [sys.executable, "-S", "-c", _LAUNCHER, figures.name]
         start = time.perf_counter()
         process = subprocess.run(
             [*launcher, *map(str, command)],
             cwd=cwd,
+            env={**os.environ, **(env or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,9 +1,10 @@
-"""Simplify every model of a folder with graphopt and its peers: nodes, size, wall time, memory, sameness of outputs.
+"""Simplify every model of a folder with graphopt and its peers: nodes, size, time, memory, sameness, latency.
 
     python -m benchmarks.simplifiers FOLDER [--only GLOB] [--repeat N] [--json FILE] [--markdown FILE]
 
 The peers come with the extra ``peers``. Every run is a process of its own, start-up included, and the tools take turns,
-so that a noisy machine is noisy for all. Outputs are compared with ONNX Runtime's optimizations off.
+so that a noisy machine is noisy for all; graphopt may keep its compiled modules, as any installed package has them.
+Outputs are compared with ONNX Runtime's optimizations off. Latency is timed with them on, in interleaved pairs.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from graphopt.errors import GraphoptError
 from graphopt.model import Model
 from graphopt.reader import load
 from graphopt.runtime.session import open_session
+from graphopt.runtime.timing import paired_ratio
 from graphopt.samples import open_samples, random_samples
 
+_COMPILED = {"PYTHONDONTWRITEBYTECODE": ""}  # empty: not set
 _ONNXSCRIPT = """
 import sys, onnx, onnxscript.optimizer
 onnx.save(onnxscript.optimizer.optimize(onnx.load(sys.argv[1])), sys.argv[2])
@@ -40,6 +43,7 @@ class Outcome:
     Attributes:
         error: Why there is no result, else empty.
         difference: Largest relative L2 difference of an output on the probes; None: not comparable.
+        latency: Time over that of the original, with its 95 % interval; None: not measured.
     """
 
     tool: str
@@ -49,21 +53,25 @@ class Outcome:
     peak_bytes: int
     difference: float | None
     error: str
+    latency: tuple[float, float, float] | None = None
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--only", default="*", help="Glob of model names.")
 @click.option("--repeat", default=3, show_default=True, help="Runs a tool; the median counts.")
+@click.option("--latency", "seconds", default=2.0, show_default=True, help="Seconds to time each result for.")
 @click.option("--python", "peers", default=sys.executable, help="Interpreter that has the peers installed.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
-def main(folder: Path, only: str, repeat: int, peers: str, json_file: Path | None, markdown: Path | None) -> None:
+def main(
+    folder: Path, only: str, repeat: int, seconds: float, peers: str, json_file: Path | None, markdown: Path | None
+) -> None:
     """Simplify every model of FOLDER with every tool and print a table."""
     results: dict[str, list[Outcome]] = {}
     names = [path for path in sorted((folder / "models").glob("*.onnx")) if fnmatch.fnmatch(path.stem, only)]
     for model in names:
-        results[model.stem] = compare(folder, model, commands(peers), repeat)
+        results[model.stem] = compare(folder, model, commands(peers), repeat, seconds)
         click.echo(render({model.stem: results[model.stem]}).splitlines()[-1], err=True)
     table = render(results)
     click.echo(table)
@@ -85,7 +93,9 @@ def commands(peers: str) -> dict[str, Sequence[str]]:
     }
 
 
-def compare(folder: Path, model: Path, tools: Mapping[str, Sequence[str]], repeat: int) -> list[Outcome]:
+def compare(
+    folder: Path, model: Path, tools: Mapping[str, Sequence[str]], repeat: int, seconds: float
+) -> list[Outcome]:
     """Run all tools on one model, taking turns."""
     with tempfile.TemporaryDirectory() as scratch:
         outputs = {tool: Path(scratch) / tool / model.name for tool in tools}
@@ -94,12 +104,14 @@ def compare(folder: Path, model: Path, tools: Mapping[str, Sequence[str]], repea
             for tool, command in tools.items():
                 outputs[tool].parent.mkdir(exist_ok=True)
                 ours = ("-p", "fold,share", "--no-benchmark", "-q", "-o") if tool == "graphopt" else ()
-                runs[tool].append(measure([*command, model, *ours, outputs[tool]]))
-        original = load(model)
-        return [_outcome(tool, runs[tool], original, outputs[tool], find_samples(folder, model.stem)) for tool in tools]
+                runs[tool].append(measure([*command, model, *ours, outputs[tool]], env=_COMPILED))
+        original, samples = load(model), find_samples(folder, model.stem)
+        return [_outcome(tool, runs[tool], original, outputs[tool], samples, seconds) for tool in tools]
 
 
-def _outcome(tool: str, runs: Sequence[Run], original: Model, output: Path, samples: Path | None) -> Outcome:
+def _outcome(
+    tool: str, runs: Sequence[Run], original: Model, output: Path, samples: Path | None, timed: float
+) -> Outcome:
     seconds = statistics.median(run.seconds for run in runs)
     peak = max(run.peak_bytes for run in runs)
     if runs[-1].status != 0 or not output.exists():
@@ -108,7 +120,9 @@ def _outcome(tool: str, runs: Sequence[Run], original: Model, output: Path, samp
     nbytes = sum(path.stat().st_size for path in output.parent.iterdir())
     try:
         result = load(output)
-        return Outcome(tool, result.node_count, nbytes, seconds, peak, difference(original, output, samples), "")
+        moved = difference(original, output, samples)
+        ratio = latency(original, output, samples, timed) if timed else None
+        return Outcome(tool, result.node_count, nbytes, seconds, peak, moved, "", ratio)
     except GraphoptError as error:
         return Outcome(tool, None, nbytes, seconds, peak, None, f"the result does not run: {error}"[:200])
 
@@ -133,10 +147,18 @@ def difference(original: Model, output: Path, samples: Path | None) -> float:
     return worst
 
 
+def latency(original: Model, output: Path, samples: Path | None, seconds: float) -> tuple[float, float, float]:
+    """Return the time of a result over that of the original, with its 95 % interval, on up to two inputs."""
+    probes = open_samples(samples, original.interface) if samples else random_samples(original.interface, count=2)
+    with open_session(original.path or original) as before, open_session(output) as after:
+        ratio = paired_ratio(before, after, list(probes.take(2)), seconds=seconds)
+    return ratio.median, ratio.low, ratio.high
+
+
 def render(results: Mapping[str, Sequence[Outcome]]) -> str:
-    """Return the Markdown table: nodes, file, seconds, peak MB, difference of each tool."""
+    """Return the Markdown table: nodes, file, seconds, peak MB, difference and latency of each tool."""
     tools = [outcome.tool for outcome in next(iter(results.values()))] if results else []
-    head = "| model | " + " | ".join(f"{tool}: nodes, file, wall, memory, difference" for tool in tools) + " |"
+    head = "| model | " + " | ".join(f"{tool}: nodes, file, wall, memory, difference, latency" for tool in tools) + " |"
     rows = ["| " + " | ".join((name, *map(_cell, outcomes))) + " |" for name, outcomes in results.items()]
     return "\n".join((head, "|---" * (len(tools) + 1) + "|", *rows))
 
@@ -146,7 +168,8 @@ def _cell(outcome: Outcome) -> str:
     if outcome.error:
         return f"FAILED ({outcome.error}), {cost}"
     assert outcome.nbytes is not None
-    return f"**{outcome.nodes}**, {outcome.nbytes / 1e6:.3f} MB, {cost}, {outcome.difference:.0e}"
+    timed = "" if outcome.latency is None else ", {:.2f} x ({:.2f}-{:.2f})".format(*outcome.latency)
+    return f"**{outcome.nodes}**, {outcome.nbytes / 1e6:.3f} MB, {cost}, {outcome.difference:.0e}{timed}"
 
 
 if __name__ == "__main__":

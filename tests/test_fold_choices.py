@@ -66,3 +66,43 @@ def test_logic_of_what_is_known_in_part(
 ) -> None:
     assert (both(a, b), both(b, a)) == (conjunction, conjunction)
     assert (either(a, b), either(b, a)) == (disjunction, disjunction)
+
+
+# Loops ---------------------------------------------------------------------------------------------------------------
+
+LOOP = """g (float[2] x, float[2] w) => (float[2] y, float[A, B] all)
+    <int64 one = {1}, bool yes = {1}> {
+    y, all = Loop(one, yes, x) <body = b (int64 i, bool c, float[2] v) => (bool d, float[2] u, float[2] s) {
+        f = Cast<to = 1>(i) a = Add(v, f) u = Mul(a, w) s = Neg(u) d = Identity(c)
+    }>
+}"""
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18])
+def test_a_loop_that_runs_once_is_inlined(opset: int) -> None:
+    done = fold(f'<ir_version: 8, opset_import: ["": {opset}]>\n{LOOP}', max_growth=64)
+    assert done.report.metrics["inline-loop"] == 1
+    assert done.ops == {"Mul": 1, "Neg": 1, "Unsqueeze": 1, "Add": 1} or "Loop" not in done.ops
+
+
+@pytest.mark.parametrize(("old", "new"), [("one = {1}", "one = {2}"), ("yes = {1}", "yes = {0}")])
+def test_other_loops_stay(old: str, new: str) -> None:
+    assert fold(HEADER + LOOP.replace(old, new)).ops["Loop"] == 1
+
+
+def test_a_loop_may_give_out_its_state_and_outer_values() -> None:
+    text = """g (float[2] x, float[2] w) => (float[2] y, float[2] z) <int64 one = {1}> {
+        p = Relu(w)
+        q, r, s = Loop(one, , x, x) <body = b (int64 i, bool c, float[2] v, float[2] t)
+            => (bool d, float[2] v, float[2] p, float[2] v) { d = Identity(c) }>
+        y = Neg(q) z = Add(r, r)
+    }"""
+    proto = parse(HEADER + text)
+    body = proto.graph.node[1].attribute[0].g
+    body.node.add(op_type="Identity", input=["p"], output=["outer"])
+    body.output[2].name = "outer"
+    body.node.add(op_type="Identity", input=["v"], output=["seen"])
+    body.output[3].name = "seen"
+    body.node.add(op_type="Identity", input=["t"], output=["kept"])
+    body.output[1].name = "kept"
+    assert "Loop" not in Folded(proto).ops

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from graphopt.passes.fold.rules.activation import Activation, HardSigmoid
 from graphopt.passes.fold.rules.affine import Affine
+from graphopt.passes.fold.rules.affine_ahead import AffineAhead
 from graphopt.passes.fold.rules.batch_norm import BatchNorm
 from graphopt.passes.fold.rules.gemm import ToGemm
 from graphopt.passes.fold.rules.inline_if import InlineIf, OnlyBranch
+from graphopt.passes.fold.rules.inline_loop import InlineLoop
 from graphopt.passes.fold.rules.layer_norm import LayerNorm
 from graphopt.passes.fold.rules.leading_ones import LeadingOnes
 from graphopt.passes.fold.rules.lift_constant import LiftConstant
@@ -34,6 +36,7 @@ RULES: tuple[Rule, ...] = (
     LiftConstant(),
     InlineIf(),
     OnlyBranch(),
+    InlineLoop(),
     ShapeValue(),
     ScalarRange(),
     NoOp(),
@@ -58,5 +61,6 @@ RULES: tuple[Rule, ...] = (
     Activation(),
     HardSigmoid(),
     Affine(),
+    AffineAhead(),
     ToGemm(),
 )

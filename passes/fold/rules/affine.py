@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.passes.fold.rules.linear import Linear, absorb, has_bias, linear
+from graphopt.passes.fold.rules.linear import Linear, absorb, bias_growth, linear
 from graphopt.passes.fold.rules.rule import Outcome, Rule, done
-from graphopt.passes.fold.sizes import array_cost, constant_cost, node_cost
 from graphopt.passes.fold.workbench import Workbench
-
-_BIAS = "bias000"  # as long as the name of a new bias
 
 
 class Affine(Rule):
@@ -41,26 +38,18 @@ def _merge(node: gs.Node, index: int, place: Linear, values: np.ndarray, bench: 
     operand = place.per_channel(values)
     if operand is None:
         return "its constant varies along more than the output channels"
-    affine = _scale_and_shift(node.op, index, operand)
+    affine = scale_and_shift(node.op, index, operand)
     if affine is None:
         return "it divides by the output, or by zero"
     if affine[1] is not None and place.node.op == "MatMul":
         return False
-    if affine[1] is not None and not has_bias(place.node):
-        bias = np.empty(place.channels, values.dtype)
-        growth = array_cost(_BIAS, bias) + len(_BIAS) - _cost_of(node, node.inputs[1 - index], bench)
-        if growth > max(bench.budget, 0):
-            return f"as a bias it would take {growth} bytes more"
+    growth = 0 if affine[1] is None else bias_growth(place, node, bench)
+    if growth > max(bench.budget, 0):
+        return f"as a bias it would take {growth} bytes more"
     return done(absorb(place, *affine, bench) or bench.bypass(node, node.inputs[index]))
 
 
-def _cost_of(node: gs.Node, constant: gs.Tensor, bench: Workbench) -> int:
-    """Return about how many bytes the node takes, with its constant if nobody else reads that."""
-    alone = isinstance(constant, gs.Constant) and bench.uses(constant) == 1
-    return node_cost(node) + (constant_cost(constant) if alone else 0)
-
-
-def _scale_and_shift(op: str, index: int, operand: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None] | None:
+def scale_and_shift(op: str, index: int, operand: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None] | None:
     """Return what ``op`` does to the tensor at input `index`, as scale and shift."""
     if op == "Mul":
         return operand, None

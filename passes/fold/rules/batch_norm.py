@@ -25,16 +25,22 @@ class BatchNorm(Rule):
         place = linear(bench.producer(node.inputs[0]), bench)
         if place is None:
             return "its input does not come from Conv, ConvTranspose or Gemm"
-        if node.attrs.get("training_mode", 0) or any(bench.uses(extra) for extra in node.outputs[1:]):
-            return "it is in training mode"
-        if not node.attrs.get("spatial", 1):
-            return "it has statistics for each position"
+        reason = trains(node, bench)
+        if reason:
+            return reason
         if not bench.only_reader(node, node.inputs[0]):
             return f"the output of {place.node.op} is used elsewhere too"
         affine = scale_and_shift(node, bench)
         if affine is None or affine[0].shape != (place.channels,):
             return "its statistics are computed at run time"
         return done(absorb(place, *affine, bench) or bench.bypass(node, node.inputs[0]))
+
+
+def trains(node: gs.Node, bench: Workbench) -> str:
+    """Return why a BatchNormalization is not one scale and shift a channel; empty if it is."""
+    if node.attrs.get("training_mode", 0) or any(bench.uses(extra) for extra in node.outputs[1:]):
+        return "it is in training mode"
+    return "" if node.attrs.get("spatial", 1) else "it has statistics for each position"
 
 
 def scale_and_shift(node: gs.Node, bench: Workbench) -> tuple[np.ndarray, np.ndarray] | None:

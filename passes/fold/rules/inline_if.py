@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import Node
 from graphopt.passes.fold.assume import Assumption
+from graphopt.passes.fold.rules.inline_body import inline_body
 from graphopt.passes.fold.rules.rule import Outcome, Rule
 from graphopt.passes.fold.workbench import Workbench
 
@@ -67,17 +67,6 @@ def _is_impossible(branch: gs.Graph, node: gs.Node, bench: Workbench) -> bool:
 def _inline(branch: gs.Graph, node: gs.Node, bench: Workbench) -> bool:
     if len(branch.outputs) < len(node.outputs):
         return False
-    graph, targets = bench.graph_of(node), list(node.outputs)
-    moved = {id(inner) for inner in bench.move_out(branch, node)}
-    bench.remove(node)
-    made: dict[int, gs.Tensor] = {}
-    for source, target in zip(branch.outputs, targets, strict=False):
-        if target.is_empty():
-            continue
-        producer = bench.producer(source)
-        if producer is not None and id(producer) in moved:
-            bench.take_over(producer, source, target)
-            made[id(source)] = target
-        else:  # a value from outside the branch, or one that it gives out twice
-            bench.put(Node("Identity", "", {}, [made.get(id(source), source)], [target]), graph)
+    results = [pair for pair in zip(branch.outputs, node.outputs, strict=False) if not pair[1].is_empty()]
+    inline_body(branch, node, results, bench)
     return True

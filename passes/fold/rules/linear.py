@@ -8,8 +8,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.graph import Constant
+from graphopt.passes.fold.sizes import array_cost, constant_cost, node_cost
 from graphopt.passes.fold.workbench import Workbench
 
+_BIAS = "bias000"  # as long as the name of a new bias
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -126,6 +128,21 @@ def absorb(place: Linear, scale: np.ndarray | None, shift: np.ndarray | None, be
     if shift is not None or has_bias(node):
         _set_bias(place, new_bias, bench)
     return ""
+
+
+def bias_growth(place: Linear, node: gs.Node, bench: Workbench) -> int:
+    """Return about how many bytes more the file takes if a bias comes to an operator and a node beside it goes.
+
+    Args:
+        place: The operator.
+        node: Goes, with the constants that nobody else reads.
+        bench: The graph.
+    """
+    if has_bias(place.node):
+        return 0
+    freed = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant) and bench.uses(tensor) == 1]
+    bias = np.empty(place.channels, bench.types[place.node.inputs[1]].dtype or np.float32)
+    return array_cost(_BIAS, bias) + len(_BIAS) - node_cost(node) - sum(map(constant_cost, freed))
 
 
 def has_bias(node: gs.Node) -> bool:
