@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from graphopt import registry
 from graphopt.base import Pass
@@ -45,6 +46,7 @@ class PassInfo:
         options: Options in declaration order.
         lossless: Whether outputs stay equal.
         requires: Passes that run before it.
+        parts: What a pass is made of, where it tells (the rules of `fold`): name and meaning.
     """
 
     name: str
@@ -54,6 +56,16 @@ class PassInfo:
     options: tuple[OptionInfo, ...]
     lossless: bool
     requires: tuple[str, ...]
+    parts: tuple[tuple[str, str], ...] = ()
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A pass that can tell what it is made of."""
+
+    @classmethod
+    def parts(cls) -> Mapping[str, str]:
+        """Return name -> meaning."""
 
 
 def describe(name: str) -> PassInfo:
@@ -70,7 +82,9 @@ def describe(name: str) -> PassInfo:
         OptionInfo(option.name, _typed(option.default), option.allowed, meanings.get(option.name, ""))
         for option in options(cls)
     )
-    return PassInfo(name, registry.available()[name], summary, rest.strip(), described, cls().lossless, cls.requires)
+    parts = tuple(cls.parts().items()) if isinstance(cls, HasParts) else ()
+    source = registry.available()[name]
+    return PassInfo(name, source, summary, rest.strip(), described, cls().lossless, cls.requires, parts)
 
 
 def describe_all() -> tuple[list[PassInfo], list[str]]:

@@ -60,6 +60,38 @@ def test_it_runs(site: Path, tmp_path: Path) -> None:
     assert "its doc string has only 5 characters" in json.dumps(json.loads(report.read_text()))
 
 
+def test_its_rule_of_fold_is_listed_and_runs(site: Path, tmp_path: Path) -> None:
+    listed = graphopt("passes", "fold", path=site)
+    assert "double-negation  ``-(-x) -> x``." in listed.stdout, listed.stderr
+    assert "pad-into-conv  ``Conv(Pad(x, p), q) -> Conv(x, p + q)``." in listed.stdout
+    text = "g (float[2] x) => (float[2] y) { a = Exp(x) b = Neg(a) c = Neg(b) y = Sqrt(c) }"
+    path = write(parse(text), tmp_path / "m.onnx")
+    for spec, left in (("fold", 2), ("fold:without=double-negation", 4)):
+        run = graphopt(str(path), "-p", spec, "--no-benchmark", path=site)
+        assert run.returncode == 0, run.stderr
+        assert len(onnx.load(tmp_path / "m.opt.onnx").graph.node) == left
+    unchanged = graphopt(str(path), "-p", "fold:without=nope", path=site)
+    assert "double-negation" in unchanged.stderr
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("double-negation = graphopt_strip:StripDocs", "is not a subclass of graphopt.passes.fold.Rule"),
+        ("double-negation = graphopt_strip.rules:Nothing", "cannot be imported"),
+        ("other = graphopt_strip.rules:DoubleNegation", "must state name = 'other'"),
+    ],
+)
+def test_what_is_no_rule_is_refused(site: Path, tmp_path: Path, entry: str, message: str) -> None:
+    broken = tmp_path / "site"
+    shutil.copytree(site, broken)
+    (entries,) = broken.glob("*.dist-info/entry_points.txt")
+    entries.write_text(entries.read_text().replace("double-negation = graphopt_strip.rules:DoubleNegation", entry))
+    run = graphopt("passes", "fold", path=broken)
+    assert run.returncode == 2
+    assert message in " ".join(run.stderr.split())
+
+
 def test_its_options_are_checked(site: Path, tmp_path: Path) -> None:
     path = write(parse(TEXT), tmp_path / "m.onnx")
     run = graphopt(str(path), "-p", "strip-docs:longer-than=-1", path=site)

@@ -41,6 +41,10 @@ def render_pass(info: PassInfo, console: Console) -> None:
     if info.options:
         console.print()
         console.print(_options(info))
+    if info.parts:
+        console.print("\n    It is made of:\n")
+        for name, meaning in info.parts:
+            console.print(Text.assemble("  ", (name, "cyan"), f"  {meaning}"), soft_wrap=True)
 
 
 def _options(info: PassInfo) -> Table:

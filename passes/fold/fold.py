@@ -16,7 +16,8 @@ from graphopt.ir.graph import declared, walk_graphs
 from graphopt.model import Model
 from graphopt.passes.fold.constants import fold_constants
 from graphopt.passes.fold.cse import merge_equal_nodes
-from graphopt.passes.fold.rules import RULES, Rule
+from graphopt.passes.fold.rules import Rule
+from graphopt.passes.fold.rules.installed import installed_rules, summaries
 from graphopt.passes.fold.sizes import file_bytes
 from graphopt.passes.fold.workbench import Workbench, is_standard, label
 
@@ -58,6 +59,15 @@ class Fold(Pass):
     def _switched_off(self) -> tuple[str, ...]:
         return tuple(name for name in self.without.split("+") if name)
 
+    @classmethod
+    def parts(cls) -> Mapping[str, str]:
+        """Return the rules by name, each with what it does."""
+        return {
+            CONSTANTS: "What is computed from constants only is computed ahead, where that makes the file no larger.",
+            EQUAL: "Nodes with the same operator, attributes and inputs become one.",
+            **summaries(),
+        }
+
     def run(self, model: Model, context: Context) -> PassReport:
         """Rewrite the model until no rule fits."""
         return _Run(model, self._switched_off, self.max_growth, self.max_opset).report()
@@ -65,7 +75,7 @@ class Fold(Pass):
 
 def rule_names() -> tuple[str, ...]:
     """Return the names that `without` takes."""
-    return (CONSTANTS, EQUAL, *(rule.name for rule in RULES))
+    return (CONSTANTS, EQUAL, *(rule.name for rule in installed_rules()))
 
 
 class _Run:
@@ -75,7 +85,7 @@ class _Run:
         self._model = model
         self._limit = file_bytes(model) + max_growth
         self._bench = Workbench(model, max_growth, max_opset)
-        used = [rule for rule in RULES if rule.name not in without]
+        used = [rule for rule in installed_rules() if rule.name not in without]
         self._rules = _by_operator(rule for rule in used if not rule.late)
         self._late_rules = _by_operator(rule for rule in used if rule.late)
         self._without = without

@@ -16,7 +16,7 @@ Check = Callable[[gs.Node, Workbench], Outcome]
 
 
 class NoOp(Rule):
-    """``op(x) -> x``.
+    """``op(x) -> x``, where attributes, types or shapes leave the operator nothing to do.
 
     - Identity;
     - Dropout outside training, where nobody reads the mask;
