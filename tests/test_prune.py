@@ -29,7 +29,8 @@ from tests.helpers import outputs_of, parse
 
 def run(model: Model, **options: Any) -> PassReport:
     target = get_target("cpu")
-    return Prune(**options).run(model, Context(target, Evaluator(model, target, samples=None)))
+    asked: dict[str, Any] = {"ratio": 0.5, "scope": "layer"} | options
+    return Prune(**asked).run(model, Context(target, Evaluator(model, target, samples=None)))
 
 
 def model_of(text: str, **weights: np.ndarray) -> Model:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.compensate.grid import Grid
-from graphopt.compensate.patterns import Pattern, Unstructured
+from graphopt.compensate.patterns import Pattern
 
 _BLOCK = 64  # columns between updates of the rest
 _SETTLED = 1e-4  # of the first residual: conjugate gradients end there
@@ -37,22 +37,25 @@ def sparsegpt(
     """Return sparse weights (arXiv:2301.00774, algorithm 1), on a grid if one is given.
 
     Goes through the inputs span by span: the pattern chooses the mask of a span by what its weights, corrected so far,
-    would lose; each column is masked and put on the grid, and the columns still to come make up for the error.
+    would lose; each column is masked and put on the grid, and the columns still to come make up for the error. How much
+    of each span goes is what the saliencies of all weights say, where the paper takes the same part of each.
 
     Args:
         weight: [rows, inputs].
         factor: `inverse_factor` of the damped moment, [inputs, inputs].
         pattern: Where zeros may stand.
-        ratio: Fraction that goes, in each span.
+        ratio: Fraction that goes.
         grid: Grid of the weights that stay; None for any value.
     """
     rest = np.array(np.asarray(weight, np.float64).T, order="C")  # [inputs, rows]: columns are contiguous
     diagonal = np.diag(factor)
+    first_look = pattern.keep(saliency(weight, np.square(factor).sum(axis=0)), ratio)
     result = np.empty_like(rest)
     for start in range(0, len(rest), pattern.span):
         stop = min(start + pattern.span, len(rest))
         scores = np.square(rest[start:stop] / diagonal[start:stop, None])
-        keep = np.ascontiguousarray(pattern.keep(scores.T, ratio).T)
+        part = 1 - float(first_look[:, start:stop].mean())
+        keep = np.ascontiguousarray(pattern.keep(scores.T, part).T)
         for first in range(start, stop, _BLOCK):
             last = min(first + _BLOCK, stop)
             errors = _sweep(rest, result, factor, keep[first - start : last - start], first, grid)
@@ -76,49 +79,39 @@ def _sweep(
     return errors
 
 
-def obs_order(weight: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Remove the weights of each row one by one, each time the one that loses least, and tell order and losses.
+def obs_losses(weight: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """Remove the weights of each row one by one, each time the one that loses least, and tell what each lost.
 
     Exact Optimal Brain Surgeon for every row on its own (Frantar and Alistarh, "Optimal Brain Compression",
     arXiv:2208.11580, algorithm 1): after each removal the other weights of the row take their best values. The time is
     that of ``rows * inputs^3`` and the memory that of ``rows * inputs^2``, so this is for small layers.
 
+    A removal counts as at least what the row's removals before it lost, so that the smallest of all rows' losses are
+    always the first removals of each.
+
     Args:
         weight: [rows, inputs].
-        inverse: Inverse of the damped moment, [inputs, inputs], or one for each row, [rows, inputs, inputs].
+        inverse: Inverse of each row's damped moment, [rows, inputs, inputs].
 
     Returns:
-        When each weight goes, 0 first, int [rows, inputs], and what its row loses by that step, [rows, inputs].
+        Loss by the removal of each weight, [rows, inputs].
     """
-    rows, inputs = weight.shape
-    rest = np.array(weight, np.float64)
-    inverse = np.array(np.broadcast_to(inverse, (rows, inputs, inputs)), np.float64)
-    steps = np.empty((rows, inputs), np.intp)
-    losses = np.empty((rows, inputs))
-    every, gone = np.arange(rows), np.zeros((rows, inputs), bool)
-    for step in range(inputs):
+    rest, inverse = np.array(weight, np.float64), np.array(inverse, np.float64)
+    losses, gone = np.zeros(rest.shape), np.zeros(rest.shape, bool)
+    every, most = np.arange(len(rest)), np.zeros(len(rest))
+    for _ in range(rest.shape[1]):
         diagonal = np.where(gone, 1.0, np.einsum("rkk->rk", inverse))
         scores = np.where(gone, np.inf, np.square(rest) / diagonal)
         chosen = scores.argmin(axis=1)
-        steps[every, chosen], losses[every, chosen] = step, scores[every, chosen]
+        most = np.maximum(most, scores[every, chosen])
+        losses[every, chosen] = most
         column = inverse[every, chosen]
         pivot = column[every, chosen][:, None]
         rest -= column * (rest[every, chosen][:, None] / pivot)
         inverse -= column[:, :, None] * (column / pivot)[:, None, :]
         gone[every, chosen] = True
         rest[gone] = 0.0
-    return steps, losses
-
-
-def obs_keep(weight: np.ndarray, inverse: np.ndarray, ratio: float) -> np.ndarray:
-    """Return which weights stay when the rows share a ratio by what each step loses, bool [rows, inputs].
-
-    A row's losses must not fall from step to step for the sum to be least, so each counts as the largest so far.
-    """
-    steps, losses = obs_order(weight, inverse)
-    ordered = np.take_along_axis(losses, np.argsort(steps, axis=1), axis=1)
-    rising = np.maximum.accumulate(ordered, axis=1)
-    return Unstructured().keep(np.take_along_axis(rising, steps, axis=1), ratio)
+    return losses
 
 
 def refit_support(

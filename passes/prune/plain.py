@@ -85,8 +85,8 @@ class Scorer:
         return _GROUPED[self.criterion](groups)
 
 
-def zero_smallest(weights: Sequence[Weight], ratio: float, scorer: Scorer) -> Iterator[int]:
-    """Zero the units of smallest score of a group, in place; for each tensor that changed, yield the zeros it gained.
+def zero_smallest(weights: Sequence[Weight], ratio: float, scorer: Scorer) -> None:
+    """Zero the units of smallest score of a group, in place.
 
     Args:
         weights: The group; its scores are compared with each other.
@@ -106,25 +106,25 @@ def zero_smallest(weights: Sequence[Weight], ratio: float, scorer: Scorer) -> It
         chosen, used = _below(weight, Cut(cut.key, ties), scorer, kind)
         ties -= used
         if chosen.any():
-            yield _replace(weight, scorer.without(weight, chosen))
+            _replace(weight, scorer.without(weight, chosen))
 
 
-def zero_below(weight: Weight, threshold: float, scorer: Scorer) -> Iterator[int]:
-    """Zero the units of a weight that score at most the threshold, in place; yield the zeros it gained, if any."""
+def zero_below(weight: Weight, threshold: float, scorer: Scorer) -> None:
+    """Zero the units of a weight that score at most the threshold, in place."""
     kind = np.float64 if weight.constant.dtype == np.float64 else np.float32
     key = int(score_keys(np.array([threshold], kind))[0])
     chosen, _ = _below(weight, Cut(key, _LAST), scorer, kind)
     if chosen.any():
-        yield _replace(weight, scorer.without(weight, chosen))
+        _replace(weight, scorer.without(weight, chosen))
 
 
-def zero_all_but(weight: Weight, pattern: NofM, scorer: Scorer) -> Iterator[int]:
-    """Zero all but the N largest of each M inputs of a weight, in place; yield the zeros it gained, if any."""
+def zero_all_but(weight: Weight, pattern: NofM, scorer: Scorer) -> None:
+    """Zero all but the N largest of each M inputs of a weight, in place."""
     assert weight.layout is not None
     matrix = weight.layout.matrix(weight.constant.values)
     keep = pattern.keep(scorer.single(matrix, weight.name))
     if np.any(matrix[~keep] != 0):
-        yield _replace(weight, weight.layout.restored(np.where(keep, matrix, 0), weight.constant.shape))
+        _replace(weight, weight.layout.restored(np.where(keep, matrix, 0), weight.constant.shape))
 
 
 def count_zeros(weight: Weight) -> int:
@@ -132,11 +132,8 @@ def count_zeros(weight: Weight) -> int:
     return weight.size - int(np.count_nonzero(weight.constant.values))
 
 
-def _replace(weight: Weight, values: np.ndarray) -> int:
-    """Give a weight its pruned values and return the zeros it gained."""
-    before = count_zeros(weight)
+def _replace(weight: Weight, values: np.ndarray) -> None:
     weight.constant.values = values.astype(weight.constant.dtype, copy=False)
-    return count_zeros(weight) - before
 
 
 def _below(weight: Weight, cut: Cut, scorer: Scorer, kind: type[np.floating]) -> tuple[np.ndarray, int]:

@@ -1,0 +1,239 @@
+"""Pruning that looks at what layers read: second-order masks, and least squares for what stays.
+
+Layers are taken front to back in stages. In each, a layer is fitted to what the model gave in its place before the
+pass, from what it reads now, so that it makes up for the layers before it as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.biases import Bias, find_bias
+from graphopt.compensate import Pattern, damped
+from graphopt.compensate.problem import SparseProblem, obs_score
+from graphopt.context import Context
+from graphopt.layers import LinearLayer
+from graphopt.model import Model
+from graphopt.moments import Pair, PairedMoments, layer_moments, paired_moments
+from graphopt.passes.prune.criteria import wanda
+from graphopt.passes.prune.levels import levels
+from graphopt.passes.prune.weights import Weight
+
+_STAGES = 24  # times that moments are taken anew on the pruned prefix
+_SAMPLES = 64  # that moments rest on
+_CURVE_SAMPLES = 32  # that the comparison of layers rests on
+_EVIDENCE = 64  # positions for each input of a layer, about
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a layer is pruned.
+
+    Attributes:
+        pattern: Where zeros may stand.
+        criterion: obs, wanda, fluctuation, l1 or another name of magnitude.
+        reconstruct: Whether what stays is fitted to the original outputs.
+    """
+
+    pattern: Pattern
+    criterion: str
+    reconstruct: bool
+
+    def solve(self, problem: SparseProblem, ratio: float) -> np.ndarray:
+        """Return the sparse weights of a layer, [groups, rows, inputs]."""
+        if self.criterion == "obs" and self.reconstruct:
+            return problem.fit(ratio)
+        return problem.masked(ratio, _SCORES[self.criterion], refit=self.reconstruct)
+
+
+def _wanda(weights: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    return wanda(weights, np.diag(moment))
+
+
+_SCORES = {"obs": obs_score, "wanda": _wanda, "fluctuation": _wanda, "l1": lambda weights, _: np.abs(weights)}
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A weight with the linear layers that it is all of.
+
+    Attributes:
+        weight: The weight.
+        layers: Its layers, in graph order; there are several if it is shared.
+        bias: What takes up the mean of the error, or None.
+    """
+
+    weight: Weight
+    layers: tuple[LinearLayer, ...]
+    bias: Bias | None
+
+    @property
+    def columns(self) -> np.ndarray:
+        """Order of the matrix's inputs in which input channels are next to each other."""
+        layer = self.layers[0]
+        area = int(np.prod(layer.weight.shape[2:])) if layer.node.op == "Conv" else 1
+        return np.arange(layer.inputs).reshape(-1, area).T.ravel()
+
+
+def sites_of(model: Model, weights: Sequence[Weight], layers: Sequence[LinearLayer]) -> dict[int, Site]:
+    """Return the weights that are matrices of linear layers for all of their users, by id of their constant."""
+    shown = {id(tensor) for tensor in model.graph.outputs}
+    users: dict[int, list[LinearLayer]] = {}
+    for layer in layers:
+        users.setdefault(id(layer.weight), []).append(layer)
+    found = {}
+    for weight in weights:
+        mine = users.get(id(weight.constant), [])
+        if mine and len(mine) == len(weight.users) and len({layer.groups for layer in mine}) == 1:
+            bias = find_bias(mine[0], shown) if len(mine) == 1 else None
+            found[id(weight.constant)] = Site(weight, tuple(mine), bias)
+    return found
+
+
+def problem_of(site: Site, found: Sequence[PairedMoments], pattern: Pattern, *, inherited: bool) -> SparseProblem:
+    """Return what a site's weight should come close to, its inputs in the order of `Site.columns`.
+
+    Args:
+        site: Place.
+        found: Moments of its layers.
+        pattern: Where zeros may stand.
+        inherited: Whether the layer makes up for the error of the layers before it too. The weights wanted are then
+            ``W + (C - W H) H^-1``, with the cross moment C of inputs and targets; else they are the present ones.
+    """
+    order = site.columns
+    present = site.layers[0].matrix()
+    seen = [moments.centred if site.bias is not None else moments for moments in found]
+    second = np.sum([moments.second for moments in seen], axis=0)
+    moment, trust = _known(second, sum(moments.count for moments in found))
+    wanted = present
+    if inherited:
+        pairs = zip(site.layers, seen, strict=True)
+        lack = np.sum([_cross(layer, moments) - present @ moments.second for layer, moments in pairs], axis=0)
+        wanted = present + trust * np.linalg.solve(moment, np.swapaxes(lack, -1, -2)).swapaxes(-1, -2)
+    return SparseProblem(wanted[..., order], moment[..., order[:, None], order], pattern)
+
+
+def _known(second: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return moments shrunk and damped, so that they can be inverted, and the trust in them, [groups, 1, 1]."""
+    trust = 1 - shrinkage(second, count)[:, None, None]
+    return damped(trust * second + (1 - trust) * second * np.eye(second.shape[-1])), trust
+
+
+def _cross(layer: LinearLayer, moments: PairedMoments) -> np.ndarray:
+    """Return the cross moment of a layer's inputs with what its matrix alone should give, [groups, rows, inputs]."""
+    if layer.node.op == "MatMul" or len(layer.node.inputs) < 3 or not moments.mean.any():
+        return moments.cross
+    return np.asarray(moments.cross - _bias_rows(layer)[:, :, None] * moments.mean[:, None, :])
+
+
+def fit_sites(
+    original: Model,
+    model: Model,
+    work: Sequence[tuple[Site, float]],
+    method: Method,
+    context: Context,
+    *,
+    stages: int | None = None,
+) -> None:
+    """Prune the sites, in place and front to back, each by its ratio.
+
+    Args:
+        original: The model before the pass.
+        model: A copy of it, edited.
+        work: Sites with their ratios, in any order.
+        method: How.
+        context: Samples and progress.
+        stages: Times that moments are taken anew on the pruned prefix; by default as often as it helps.
+    """
+    assert context.samples is not None
+    samples = context.samples.take(min(_SAMPLES, len(context.samples)))
+    for stage in _in_stages(model, work, stages or _STAGES):
+        pairs = [Pair.same(layer) for site, _, _ in stage for layer in site.layers]
+        stream = paired_moments(original, model, pairs, samples, progress=context.progress)
+        for site, ratio, first in stage:
+            found = [next(stream) for _ in site.layers]
+            problem = problem_of(site, found, method.pattern, inherited=first and method.reconstruct)
+            _write(site, method.solve(problem, ratio), found[0], inherited=first and method.reconstruct)
+
+
+def site_losses(
+    model: Model, sites: Iterable[Site], method: Method, ratios: Sequence[float], context: Context
+) -> dict[int, tuple[list[float], float]]:
+    """Return what each site loses at each ratio, with the energy of its outputs, by id of its constant."""
+    assert context.samples is not None
+    samples = context.samples.take(min(_CURVE_SAMPLES, len(context.samples)))
+    first = {id(site.layers[0].node): site for site in sites}
+    found = {}
+    for moments in layer_moments(
+        model, [site.layers[0] for site in first.values()], samples, progress=context.progress
+    ):
+        site = first[id(moments.layer.node)]
+        second = moments.second if site.bias is None else moments.covariance
+        moment, _ = _known(second, _EVIDENCE * site.layers[0].inputs)
+        order = site.columns
+        target = site.layers[0].matrix()[..., order]
+        problem = SparseProblem(target, moment[..., order[:, None], order], method.pattern)
+        energy = problem.loss(np.zeros_like(problem.target))
+        found[id(site.weight.constant)] = problem.losses(ratios), energy
+    return found
+
+
+def _in_stages(model: Model, work: Sequence[tuple[Site, float]], most: int) -> list[list[tuple[Site, float, bool]]]:
+    """Return the work in stages, each item with whether no other of its stage comes before it.
+
+    Only such layers may make up for what they inherit: what two layers in a row both make up for is overdone.
+    """
+    nodes = {id(layer.node) for site, _ in work for layer in site.layers}
+    level = levels(model.graph, nodes)
+    placed = sorted(((level[id(site.layers[0].node)], index) for index, (site, _) in enumerate(work)))
+    steps = sorted({step for step, _ in placed})
+    most = min(most, len(steps))
+    stage_of = {step: index * most // len(steps) for index, step in enumerate(steps)}
+    found: list[list[tuple[Site, float, bool]]] = [[] for _ in range(most)]
+    first_step: dict[int, int] = {}
+    for step, index in placed:
+        stage = stage_of[step]
+        found[stage].append((*work[index], first_step.setdefault(stage, step) == step))
+    return found
+
+
+def _write(site: Site, solved: np.ndarray, moments: PairedMoments, *, inherited: bool) -> None:
+    """Store a solved matrix and let the bias take up the mean."""
+    layer = site.layers[0]
+    matrix = np.empty_like(solved)
+    matrix[..., site.columns] = solved
+    if site.bias is not None:
+        lost = np.einsum("grk,gk->gr", layer.matrix() - matrix, moments.mean)
+        if inherited:
+            lost += moments.target_mean - np.einsum("grk,gk->gr", layer.matrix(), moments.mean)
+            lost -= 0 if layer.node.op == "MatMul" else _bias_rows(layer)
+        site.bias.shift(lost.ravel())
+    site.weight.constant.values = layer.stored(matrix)
+
+
+def _bias_rows(layer: LinearLayer) -> np.ndarray:
+    """Return a layer's own constant bias, [groups, rows]."""
+    values = np.asarray(layer.node.inputs[2].values, np.float64).ravel()
+    return np.broadcast_to(values, layer.groups * layer.rows).reshape(layer.groups, layer.rows)
+
+
+def shrinkage(second: np.ndarray, count: int) -> np.ndarray:
+    """Return how far each moment should go toward its diagonal, [groups], in [0, 1]: the less is known, the further.
+
+    Source: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation" (OAS), arXiv:0907.4698, equation 23, of
+    the correlations.
+
+    Args:
+        second: Second moments, [groups, inputs, inputs].
+        count: Observations that they rest on.
+    """
+    inputs = second.shape[-1]
+    diagonal = np.einsum("gkk->gk", second)
+    scale = np.divide(1, np.sqrt(diagonal), out=np.zeros_like(diagonal), where=diagonal > 0)
+    square = np.square(second * scale[:, :, None] * scale[:, None, :]).sum(axis=(1, 2))
+    above = (1 - 2 / inputs) * square + inputs**2
+    below = (count + 1 - 2 / inputs) * np.maximum(square - inputs, 0)
+    return np.asarray(np.minimum(1.0, np.divide(above, below, out=np.ones_like(above), where=below > 0)))
