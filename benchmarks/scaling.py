@@ -1,0 +1,154 @@
+"""How fold grows: time over the number of nodes, and over gigabytes of weights that nobody touches.
+
+    python -m benchmarks.scaling [--nodes N] [--gigabytes G] [--markdown FILE]
+
+Both models are made here. The first is a chain of blocks as exporters write them (Shape, Gather, Concat, Reshape,
+Identity, arithmetic with constants), folded at a quarter, a half and all of the nodes. The second has its weights in a
+file beside it, and only its graph changes: load, fold and save, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import cast
+
+import click
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.process import measure
+from graphopt.context import Context
+from graphopt.ir.clean import clean
+from graphopt.model import Model
+from graphopt.passes.fold import Fold
+
+_BLOCK = 10  # nodes
+_REPEATED = 3  # runs; the quickest counts
+_FOLD = """
+import sys
+from pathlib import Path
+from graphopt.ir.clean import clean
+from graphopt.passes.fold import Fold
+from graphopt.reader import load
+model = load(Path(sys.argv[1]))
+report = Fold().run(model, None)
+clean(model.graph)
+nodes = model.node_count
+if sys.argv[2] == "save":
+    model.save(Path(sys.argv[3]))
+print(report.changed, nodes)
+"""
+
+
+@click.command()
+@click.option("--nodes", default=20000, show_default=True, help="Nodes of the largest chain.")
+@click.option("--gigabytes", default=1.6, show_default=True, help="Size of the weights.")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
+def main(nodes: int, gigabytes: float, markdown: Path | None) -> None:
+    """Fold models that grow and print what it takes."""
+    lines = ["| model | before | after | seconds | seconds per 1000 nodes | peak memory |", "|---|---|---|---|---|---|"]
+    for count in (nodes // 4, nodes // 2, nodes):
+        lines.append(_chain_row(count))
+        click.echo(lines[-1], err=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_large(Path(folder) / "large.onnx", gigabytes)
+        lines += [_large_row(path, gigabytes, mode) for mode in ("fold", "save")]
+    table = "\n".join(lines)
+    click.echo(table)
+    if markdown is not None:
+        markdown.write_text(table + "\n")
+
+
+def _chain_row(count: int) -> str:
+    proto, seconds = chain(count), []
+    for _ in range(_REPEATED):
+        model = Model.from_proto(proto)
+        start = time.perf_counter()
+        Fold().run(model, cast("Context", None))  # it asks for none
+        clean(model.graph)
+        seconds.append(time.perf_counter() - start)
+    best = min(seconds)
+    return f"| chain | {len(proto.graph.node)} | {model.node_count} | {best:.2f} | {best / count * 1000:.3f} | |"
+
+
+def _large_row(path: Path, gigabytes: float, mode: str) -> str:
+    run = measure([sys.executable, "-c", _FOLD, path, mode, path.with_name("result.onnx")])
+    if run.status != 0:
+        raise click.ClickException(run.output)
+    what = "load and fold" if mode == "fold" else "load, fold and save"
+    before = onnx.load(path, load_external_data=False)
+    after = run.output.split()[-1]
+    memory = f"{run.peak_bytes / 1e6:.0f} MB"
+    return f"| {gigabytes} GB beside it: {what} | {len(before.graph.node)} | {after} | {run.seconds:.2f} | | {memory} |"
+
+
+def chain(count: int) -> onnx.ModelProto:
+    """Return a model of so many nodes, in blocks of ten that fold to three."""
+    nodes, weights = [], [_ints("zero", [0]), _ints("rest", [-1]), _ints("eight", [8])]
+    source = "x"
+    for block in range(count // _BLOCK):
+        scale = np.array(1.5 + block % 7, np.float32)
+        weights += [numpy_helper.from_array(scale, f"s{block}"), numpy_helper.from_array(-scale, f"t{block}")]
+        names = [f"{kind}{block}" for kind in ("shape", "n", "target", "r", "i", "neg", "sum", "m", "q", "out")]
+        shape, size, target, reshaped, same, negated, added, product, again, out = names
+        nodes += [
+            helper.make_node("Shape", [source], [shape]),
+            helper.make_node("Gather", [shape, "zero"], [size]),
+            helper.make_node("Concat", [size, "eight"], [target], axis=0),
+            helper.make_node("Reshape", [source, target], [reshaped]),
+            helper.make_node("Identity", [reshaped], [same]),
+            helper.make_node("Neg", [f"s{block}"], [negated]),
+            helper.make_node("Add", [negated, f"t{block}"], [added]),
+            helper.make_node("Mul", [same, added], [product]),
+            helper.make_node("Cast", [product], [again], to=TensorProto.FLOAT),
+            helper.make_node("Tanh", [again], [out]),
+        ]
+        source = out
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8])
+    y = helper.make_tensor_value_info(source, TensorProto.FLOAT, ["N", 8])
+    graph = helper.make_graph(nodes, "chain", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def write_large(path: Path, gigabytes: float) -> Path:
+    """Write a chain of matrix products with no-ops between them, and its weights beside it."""
+    width, layers = 4096, max(1, round(gigabytes * 1e9 / (4096 * 4096 * 4)))
+    nodes, weights = [], []
+    source = "x"
+    with path.with_name(f"{path.name}.data").open("wb") as data:
+        for layer in range(layers):
+            weight = TensorProto(name=f"w{layer}", data_type=TensorProto.FLOAT, dims=[width, width])
+            weight.data_location = TensorProto.EXTERNAL
+            places = (
+                ("location", f"{path.name}.data"),
+                ("offset", str(data.tell())),
+                ("length", str(width * width * 4)),
+            )
+            for key, value in places:
+                weight.external_data.add(key=key, value=value)
+            np.full(width * width, 1e-3 * (layer + 1), np.float32).tofile(data)
+            weights.append(weight)
+            nodes += [
+                helper.make_node("Identity", [source], [f"i{layer}"]),
+                helper.make_node("MatMul", [f"i{layer}", f"w{layer}"], [f"p{layer}"]),
+                helper.make_node("Cast", [f"p{layer}"], [f"c{layer}"], to=TensorProto.FLOAT),
+                helper.make_node("Tanh", [f"c{layer}"], [f"y{layer}"]),
+            ]
+            source = f"y{layer}"
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", width])
+    y = helper.make_tensor_value_info(source, TensorProto.FLOAT, ["N", width])
+    graph = helper.make_graph(nodes, "large", [x], [y], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def _ints(name: str, values: list[int]) -> TensorProto:
+    return numpy_helper.from_array(np.array(values, np.int64), name)
+
+
+if __name__ == "__main__":
+    main()
