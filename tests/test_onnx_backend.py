@@ -44,8 +44,12 @@ NOT_HERE = (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument
 def check_model(model: Model, original: onnx.ModelProto, cases: list[dict[str, Any]]) -> None:
     """Run the passes and compare, where ONNX Runtime runs the original."""
     COUNTS["models"] += 1
+    copy = model.copy()
     result, changed = optimized(model)
     COUNTS["changed"] += changed
+    stored = result.to_proto().SerializeToString(deterministic=True)
+    assert optimized(copy)[0].to_proto().SerializeToString(deterministic=True) == stored, "two runs differ"
+    assert not optimized(Model.from_proto(result.to_proto()))[1], "a second run changes the result"
     for feeds in cases:
         run = runner(original, feeds)
         if run is None:
