@@ -337,7 +337,7 @@ class Workbench:
 
     def constant_node(self, value: gs.Constant, output: gs.Tensor, beside: gs.Node) -> gs.Tensor:
         """Put a Constant node that makes `output` beside another node."""
-        self.add(Node("Constant", beside.name, {"value": value}, [], [output]), beside)
+        self.add(Node("Constant", "", {"value": value}, [], [output]), beside)
         return output
 
     def new_variable(self, name: str, known: TensorType) -> gs.Variable:
