@@ -23,6 +23,7 @@ BUILTIN = {
     "pack": "graphopt.passes.pack:Pack",
     "prune": "graphopt.passes.prune:Prune",
     "quant": "graphopt.passes.quant:Quant",
+    "half": "graphopt.passes.half:Half",
 }
 
 
