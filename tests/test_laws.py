@@ -29,7 +29,12 @@ from tests.graphs import models
 from tests.helpers import assert_same_model, assert_same_outputs, outputs_of, random_feeds
 
 # Options that make a pass work on models as small as the generated ones; each pass also runs with its defaults.
-EAGER = {"pack": ("pack:min-bytes=64", "pack:min-bytes=64:bits=6"), "prune": ("prune:ratio=0.25",)}
+EAGER = {
+    "pack": ("pack:min-bytes=64", "pack:min-bytes=64:bits=6"),
+    "prune": ("prune:ratio=0.25",),
+    "half": ("half:min-bytes=0", "half:compute=graph", "half:type=bf16:min-bytes=0"),
+    "quant": ("quant:mode=weights", "quant:mode=weights:form=nbits"),
+}
 WORST = 0.5  # largest energy of a lossy pass's error, as a fraction of the output's
 DRASTIC = frozenset({"prune"})  # specs that no such bound holds for, on networks without redundancy
 SETTLES = {"quant": 3}  # runs after which a pass must have nothing more to do: what one way took, the others leave
