@@ -36,11 +36,13 @@ class LayerMoments:
         layer: The layer.
         second: Second moment of its inputs, float64 [groups, inputs, inputs].
         mean: Their mean, float64 [groups, inputs].
+        count: Number of positions that it is the mean over.
     """
 
     layer: LinearLayer
     second: np.ndarray
     mean: np.ndarray
+    count: int = 0
 
     @property
     def covariance(self) -> np.ndarray:
@@ -165,7 +167,7 @@ def layer_moments(
                     tally.add(found)
         for layer, tally in zip(batch, tallies, strict=True):
             second, mean = tally.means()
-            yield LayerMoments(layer, second, mean[..., 0])
+            yield LayerMoments(layer, second, mean[..., 0], tally.count)
 
 
 def paired_moments(

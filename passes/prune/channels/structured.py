@@ -1,0 +1,168 @@
+"""The way of a model through structured pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphopt.base import PassReport, Skip
+from graphopt.context import Context
+from graphopt.ir.clean import clean
+from graphopt.model import Model
+from graphopt.passes.prune.channels.allocation import Curve, allocate, curve, uniform
+from graphopt.passes.prune.channels.costs import Costs, mac_costs, weight_costs
+from graphopt.passes.prune.channels.dependencies import Dependencies, Group, find_dependencies
+from graphopt.passes.prune.channels.ranking import Ranking, rank_by_reader, rank_by_weight
+from graphopt.passes.prune.channels.reconstruction import reconstruct
+from graphopt.passes.prune.channels.removal import remove_classes
+from graphopt.passes.prune.channels.sensitivity import Meter
+from graphopt.shapes import infer_shapes, shapes_for
+
+if TYPE_CHECKING:
+    from graphopt.passes.prune.prune import Prune
+
+_BY_READER = frozenset({"obs", "wanda", "fluctuation"})
+_MOST = 0.7  # largest ratio that ratio=auto tries
+_HALVINGS = 4  # how finely it looks for the best
+_LANES = 8  # floats that kernels take at once; a convolution with a rest pays for a whole block
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What can be removed from a model, and in which order.
+
+    Attributes:
+        model: The model; stays as it is.
+        found: Its dependencies.
+        rankings: One a group.
+        curves: Likewise.
+        costs: What the ratio is a fraction of.
+        even: Whether all groups give up the same fraction, as plain filter pruning does.
+    """
+
+    model: Model
+    found: Dependencies
+    rankings: tuple[Ranking, ...]
+    curves: tuple[Curve, ...]
+    costs: Costs
+    even: bool
+
+    def gone(self, ratio: float) -> np.ndarray:
+        """Return which classes go so that the cost falls by a ratio, bool [classes]."""
+        share = uniform if self.even else allocate
+        gone = np.zeros(self.found.size, bool)
+        for ranking, count in zip(self.rankings, share(self.curves, self.costs, ratio), strict=True):
+            gone[ranking.order[:count]] = True
+        return gone
+
+    def rows(self, gone: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the channels that are left of each layer's output, by its name."""
+        return {
+            use.node.outputs[0].name: np.flatnonzero(~gone[use.atoms])
+            for use in self.found.uses
+            if use.index == 1 and use.role != "takes"
+        }
+
+
+def prune_channels(model: Model, context: Context, options: Prune) -> PassReport:
+    """Remove channels in place, and fit what is left to the outputs of before.
+
+    Args:
+        model: A model with fused normalizations, if it is to be fast; others work as well.
+        context: Its samples give shapes, moments, sensitivities and the targets of the fit; without samples channels
+            are ranked by weights alone.
+        options: `ratio`, `of`, `criterion`, `scope` and `reconstruct` count.
+    """
+    plan = make_plan(model, context, options)
+    if not plan.found.groups:
+        return PassReport(0, (*plan.found.skips, Skip("model", "no channels of it can be removed")))
+    if options.ratio == "auto":
+        return _as_far_as_allowed(model, plan, context, options)
+    return _prune(model, plan, options.ratio, context, options)
+
+
+def make_plan(model: Model, context: Context, options: Prune) -> Plan:
+    """Find, rank and weigh what can be removed."""
+    shapes = shapes_for(model, next(iter(context.samples)) if context.samples is not None else None)
+    found = find_dependencies(model, shapes)
+    criterion = "obs" if options.criterion == "auto" else options.criterion
+    by_reader = criterion in _BY_READER
+    if not by_reader:
+        measured = [(item, item.losses) for item in rank_by_weight(found, criterion, context.rng("prune/channels"))]
+    else:
+        measured = list(_measured(model, found, criterion, context))
+    place = {id(group): index for index, group in enumerate(found.groups)}
+    measured.sort(key=lambda item: place[id(item[0].group)])
+    curves = tuple(curve(len(item.group.classes), _multiple(item.group), losses) for item, losses in measured)
+    rankings = tuple(replace(item, trials=()) for item, _ in measured)
+    even = not by_reader and options.scope == "layer"
+    return Plan(model, found, rankings, curves, _costs(model, found, shapes, options.of), even)
+
+
+def _measured(
+    model: Model, found: Dependencies, criterion: str, context: Context
+) -> Iterator[tuple[Ranking, np.ndarray]]:
+    """Yield each ranking with its losses; where there are samples, half of them rank and the others measure."""
+    if context.samples is None:
+        yield from ((item, item.losses) for item in rank_by_reader(model, found, None, criterion, context.progress))
+        return
+    fitted, unseen = context.samples.halves()
+    meter = Meter(model, unseen)
+    for item in rank_by_reader(model, found, fitted, criterion, context.progress):
+        yield item, meter.losses(item)
+
+
+def _prune(model: Model, plan: Plan, ratio: float, context: Context, options: Prune) -> PassReport:
+    """Remove a ratio in place; the plan must be of this model."""
+    original = model.copy()
+    gone = plan.gone(ratio)
+    rows = plan.rows(gone)
+    full = float(plan.costs.total(np.ones(len(plan.curves))))
+    left = np.array([1 - gone[group.classes].mean() for group in plan.found.groups])
+    metrics = {"channels": float(np.count_nonzero(gone)), f"{options.of}_left": float(plan.costs.total(left)) / full}
+    changed = remove_classes(model, plan.found, gone)
+    infer_shapes(model)
+    skips = plan.found.skips
+    if changed and options.reconstruct and context.samples is not None:
+        refit = reconstruct(original, model, rows, context.samples, context.progress)
+        skips = (*skips, *refit.skips)
+        metrics["fitted"] = refit.fitted
+    return PassReport(changed, skips, metrics)
+
+
+def _as_far_as_allowed(model: Model, plan: Plan, context: Context, options: Prune) -> PassReport:
+    """Remove as much as the limit on the loss allows, found by bisection over finished models."""
+    best: tuple[Model, PassReport] | None = None
+    low, high = 0.0, _MOST
+    for _ in range(_HALVINGS):
+        ratio = (low + high) / 2
+        candidate = model.copy()
+        shapes = shapes_for(candidate, next(iter(context.samples)) if context.samples is not None else None)
+        there = Plan(candidate, find_dependencies(candidate, shapes), plan.rankings, plan.curves, plan.costs, plan.even)
+        report = _prune(candidate, there, ratio, context, options)
+        clean(candidate.graph)
+        drop = context.evaluator.drop(candidate)
+        if drop is not None and drop.within(context.max_drop):
+            low, best = ratio, (candidate, report)
+        else:
+            high = ratio
+    if best is None:
+        return PassReport(
+            0, (*plan.found.skips, Skip("model", "no ratio that was tried keeps the loss within its limit"))
+        )
+    model.graph = best[0].graph
+    return best[1]
+
+
+def _costs(model: Model, found: Dependencies, shapes: dict[str, tuple[int, ...]], unit: str) -> Costs:
+    if unit in ("weights", "bytes"):
+        return weight_costs(model, found, in_bytes=unit == "bytes")
+    return mac_costs(model, found, shapes)
+
+
+def _multiple(group: Group) -> int:
+    """Return of how many classes of a group a multiple stays: heads are whole blocks already."""
+    return _LANES if group.width == 1 else 1
