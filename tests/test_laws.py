@@ -37,7 +37,10 @@ EAGER = {
 }
 WORST = 0.5  # largest energy of a lossy pass's error, as a fraction of the output's
 DRASTIC = frozenset({"prune"})  # specs that no such bound holds for, on networks without redundancy
-SETTLES = {"quant": 3}  # runs after which a pass must have nothing more to do: what one way took, the others leave
+SETTLES = {
+    "prune": 3,
+    "quant": 3,
+}  # runs after which a pass must have nothing more to do: what one way took, the others leave
 
 NAMES = tuple(registry.BUILTIN)
 SPECS = [spec for name in NAMES for spec in (name, *EAGER.get(name, ()))]

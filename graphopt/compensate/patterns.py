@@ -106,6 +106,9 @@ def fraction(ratio: float, size: int) -> int:
 
 def _smallest(scores: np.ndarray, count: int) -> np.ndarray:
     """Return the mask of the smallest scores, the first ones among equals, bool in flat order."""
-    mask = np.zeros(scores.size, bool)
-    mask[np.argsort(scores, kind="stable")[:count]] = True
+    if count == 0:
+        return np.zeros(scores.size, bool)
+    last = np.partition(scores, count - 1)[count - 1]
+    mask = np.asarray(scores < last)
+    mask[np.flatnonzero(scores == last)[: count - np.count_nonzero(mask)]] = True
     return mask

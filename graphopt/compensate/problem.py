@@ -10,10 +10,10 @@ import numpy as np
 
 from graphopt.compensate.gptq import inverse_factor
 from graphopt.compensate.loss import output_loss
-from graphopt.compensate.patterns import Blocks, Pattern, Unstructured
+from graphopt.compensate.patterns import Pattern, Unstructured
 from graphopt.compensate.sparse import obs_losses, refit_support, saliency, sparsegpt
 
-_EXACT = 2**30  # operations that removing the weights of a layer one by one may take
+_EXACT = 2**27  # operations that removing the weights of a layer one by one may take: about a second
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """``score(weights, moment)`` of one group, [rows, inputs] and [inputs, inputs] -> [rows, inputs]."""
 
@@ -36,7 +36,7 @@ class SparseProblem:
         """Return sparse weights by second order, [groups, rows, inputs].
 
         Single weights of small layers are removed one by one (exact OBS), all others column by column (SparseGPT);
-        then what stays is fitted by least squares.
+        then what stays is fitted by least squares, as is the support by magnitude, and the better one is returned.
 
         Args:
             ratio: Fraction that goes; see `Pattern`.
@@ -44,23 +44,21 @@ class SparseProblem:
         """
         if self.is_exact:
             keep = Unstructured().keep(self._exact, ratio)
-            return refit_support(self.target, self.target, keep, self.moment)
+            return self._refitted(self.target, keep)
         pairs = zip(self.target, self._factors, strict=True)
         start = np.stack([sparsegpt(target, factor, self.pattern, ratio) for target, factor in pairs])
         if not refit:
             return start
-        found = refit_support(self.target, start, start != 0, self.moment)
-        if not isinstance(self.pattern, Blocks):
-            return found
-        # What a block loses is not the sum of what its weights lose: magnitude is at times the better guess.
-        return min((found, self.masked(ratio, lambda weights, _: np.abs(weights))), key=self.loss)
+        # Neither guess is always the better one: column by column ignores the columns to come, magnitude the inputs.
+        found = self._refitted(start, start != 0), self.masked(ratio, lambda weights, _: np.abs(weights))
+        return min(found, key=self.loss)
 
     def masked(self, ratio: float, score: Score, *, refit: bool = True) -> np.ndarray:
         """Return sparse weights by any other score, [groups, rows, inputs], fitted by least squares if wanted."""
         scores = np.stack([score(*pair) for pair in zip(self.target, self.moment, strict=True)])
         keep = self.pattern.keep(scores, ratio)
         start = np.where(keep, self.target, 0)
-        return refit_support(self.target, start, keep, self.moment) if refit else start
+        return self._refitted(start, keep) if refit else start
 
     def loss(self, weights: np.ndarray) -> float:
         """Return the mean squared error of all outputs, summed."""
@@ -73,6 +71,10 @@ class SparseProblem:
             ordered = np.concatenate([[0.0], np.cumsum(np.sort(self._exact, axis=None))])
             return [float(ordered[int(ratio * (len(ordered) - 1))]) for ratio in ratios]
         return [self.loss(self.fit(ratio, refit=False)) if ratio else 0.0 for ratio in ratios]
+
+    def _refitted(self, start: np.ndarray, keep: np.ndarray) -> np.ndarray:
+        """Return the best weights on a support; single precision is far below what the moments are known to."""
+        return np.asarray(refit_support(self.target, start, keep, self.moment.astype(np.float32)), np.float64)
 
     @property
     def is_exact(self) -> bool:

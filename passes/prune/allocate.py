@@ -12,7 +12,7 @@ from graphopt.passes.prune.criteria import magnitude
 from graphopt.passes.prune.weights import Weight
 
 _KNOWN = 2**18  # elements of a large weight that its curve rests on
-RATIOS = (0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)
+RATIOS = (0.0, 0.25, 0.5, 0.7, 0.85, 0.95)
 
 
 @dataclass(frozen=True)

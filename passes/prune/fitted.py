@@ -24,7 +24,7 @@ from graphopt.passes.prune.weights import Weight
 
 _STAGES = 24  # times that moments are taken anew on the pruned prefix
 _SAMPLES = 64  # that moments rest on
-_CURVE_SAMPLES = 32  # that the comparison of layers rests on
+_TRIAL_SAMPLES = 32  # that moments rest on in trials, and the comparison of layers
 _EVIDENCE = 64  # positions for each input of a layer, about
 
 
@@ -36,17 +36,19 @@ class Method:
         pattern: Where zeros may stand.
         criterion: obs, wanda, fluctuation, l1 or another name of magnitude.
         reconstruct: Whether what stays is fitted to the original outputs.
+        rough: Whether it is a trial: in one stage, on fewer samples, and without the last step of the fit.
     """
 
     pattern: Pattern
     criterion: str
     reconstruct: bool
+    rough: bool = False
 
     def solve(self, problem: SparseProblem, ratio: float) -> np.ndarray:
         """Return the sparse weights of a layer, [groups, rows, inputs]."""
         if self.criterion == "obs" and self.reconstruct:
-            return problem.fit(ratio)
-        return problem.masked(ratio, _SCORES[self.criterion], refit=self.reconstruct)
+            return problem.fit(ratio, refit=not self.rough)
+        return problem.masked(ratio, _SCORES[self.criterion], refit=self.reconstruct and not self.rough)
 
 
 def _wanda(weights: np.ndarray, moment: np.ndarray) -> np.ndarray:
@@ -135,8 +137,6 @@ def fit_sites(
     work: Sequence[tuple[Site, float]],
     method: Method,
     context: Context,
-    *,
-    stages: int | None = None,
 ) -> None:
     """Prune the sites, in place and front to back, each by its ratio.
 
@@ -146,11 +146,10 @@ def fit_sites(
         work: Sites with their ratios, in any order.
         method: How.
         context: Samples and progress.
-        stages: Times that moments are taken anew on the pruned prefix; by default as often as it helps.
     """
     assert context.samples is not None
-    samples = context.samples.take(min(_SAMPLES, len(context.samples)))
-    for stage in _in_stages(model, work, stages or _STAGES):
+    samples = context.samples.take(min(_TRIAL_SAMPLES if method.rough else _SAMPLES, len(context.samples)))
+    for stage in _in_stages(model, work, 1 if method.rough else _STAGES):
         pairs = [Pair.same(layer) for site, _, _ in stage for layer in site.layers]
         stream = paired_moments(original, model, pairs, samples, progress=context.progress)
         for site, ratio, first in stage:
@@ -164,7 +163,7 @@ def site_losses(
 ) -> dict[int, tuple[list[float], float]]:
     """Return what each site loses at each ratio, with the energy of its outputs, by id of its constant."""
     assert context.samples is not None
-    samples = context.samples.take(min(_CURVE_SAMPLES, len(context.samples)))
+    samples = context.samples.take(min(_TRIAL_SAMPLES, len(context.samples)))
     first = {id(site.layers[0].node): site for site in sites}
     found = {}
     for moments in layer_moments(
@@ -231,7 +230,7 @@ def shrinkage(second: np.ndarray, count: int) -> np.ndarray:
         count: Observations that they rest on.
     """
     inputs = second.shape[-1]
-    diagonal = np.einsum("gkk->gk", second)
+    diagonal = np.maximum(np.einsum("gkk->gk", second), 0)  # of a constant input, rounding may leave less
     scale = np.divide(1, np.sqrt(diagonal), out=np.zeros_like(diagonal), where=diagonal > 0)
     square = np.square(second * scale[:, :, None] * scale[:, None, :]).sum(axis=(1, 2))
     above = (1 - 2 / inputs) * square + inputs**2

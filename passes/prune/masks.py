@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -117,8 +117,8 @@ class Pruner:
             self.prune(self.options.ratio, self._best_blend(self.options.ratio))
         return ()
 
-    def prune(self, ratio: float, blend: float, *, stages: int | None = None) -> None:
-        """Prune all weights together by a ratio, in place."""
+    def prune(self, ratio: float, blend: float, *, rough: bool = False) -> None:
+        """Prune all weights together by a ratio, in place; roughly in a trial."""
         if self.options.scope == "global" and self.options.of == "weights" and self._is_plain:
             zero_smallest(self.weights, ratio, self._scorer)
             return
@@ -135,11 +135,11 @@ class Pruner:
             else:
                 zero_smallest([weight], part, self._scorer)
         if work:
-            fit_sites(self.original, self.model, work, self._method, self.context, stages=stages)
+            fit_sites(self.original, self.model, work, replace(self._method, rough=rough), self.context)
 
     def _attempt(self, ratio: float, *, final: bool) -> None:
-        """Prune as a search asks for: in one stage while it looks around."""
-        self.prune(ratio, self._best_blend(ratio) if final else 1.0, stages=None if final else 1)
+        """Prune as a search asks for: roughly while it looks around."""
+        self.prune(ratio, self._best_blend(ratio) if final else 1.0, rough=not final)
 
     def _ratios(self, ratio: float, blend: float) -> list[float]:
         """Return the ratio of each weight: shared out by loss, blended with equal ones."""
@@ -150,7 +150,7 @@ class Pruner:
         return [blend * own + (1 - blend) * ratio for own in share_out(self._curves, ratio)]
 
     def _best_blend(self, ratio: float) -> float:
-        """Return the blend whose model, pruned in one stage, comes closest to the original's outputs."""
+        """Return the blend whose model, pruned roughly, comes closest to the original's outputs."""
         single = len(self.weights) < _FEW or isinstance(self.pattern, NofM)
         if not self.sites or self.options.scope != "adaptive" or single:
             return 1.0
@@ -159,7 +159,7 @@ class Pruner:
         snapshot = self._snapshot()
         errors = []
         for blend in _BLENDS:
-            self.prune(ratio, blend, stages=1)
+            self.prune(ratio, blend, rough=True)
             errors.append(judge(self.model))
             snapshot.restore()
         return _BLENDS[int(np.argmin(errors))]

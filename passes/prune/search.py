@@ -12,7 +12,7 @@ from graphopt.context import Context
 from graphopt.ir.graph import Payload, payload
 from graphopt.model import Model
 
-_GRID = tuple(step / 20 for step in range(1, 20))  # ratios that are tried: 0.05 to 0.95
+_GRID = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # ratios that are tried
 
 
 @dataclass(frozen=True, eq=False)
