@@ -103,7 +103,7 @@ def compress(folder: Path, model: Path, target: Path, passes: str, max_drop: str
         return _failed(model, run)
     report = json.loads(report_file.read_text())
     evaluator = find_evaluator(folder, model.stem, assigned)
-    return _row(model, run, report, _metric(evaluator, model), _metric(evaluator, output))
+    return _row(model, run, report, metric_of(evaluator, model), metric_of(evaluator, output))
 
 
 def find_samples(folder: Path, name: str) -> Path | None:
@@ -120,7 +120,7 @@ def find_evaluator(folder: Path, name: str, assigned: str | None) -> Path | None
     return max(fitting, key=lambda path: len(path.stem), default=None)
 
 
-def _metric(evaluator: Path | None, model: Path) -> dict[str, float] | None:
+def metric_of(evaluator: Path | None, model: Path) -> dict[str, float] | None:
     """Return what the evaluator prints, counts and absolute times left out."""
     if evaluator is None:
         return None
