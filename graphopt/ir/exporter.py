@@ -121,7 +121,8 @@ class _Exporter:
         if graph.doc_string:
             proto.doc_string = graph.doc_string
         self._fill_initializers(graph, proto)
-        proto.node.extend(self._node(node) for node in graph.nodes)
+        for node in graph.nodes:
+            self._fill_node(node, proto.node.add())
         proto.input.extend(self._inputs(graph))
         proto.output.extend(output_info(graph, tensor, self._name(tensor)) for tensor in graph.outputs)
         proto.value_info.extend(self._inner_value_infos(graph))
@@ -173,8 +174,7 @@ class _Exporter:
     def _value_info(self, tensor: gs.Tensor) -> onnx.ValueInfoProto:
         return value_info(tensor, self._name(tensor))
 
-    def _node(self, node: gs.Node) -> onnx.NodeProto:
-        proto = onnx.NodeProto()
+    def _fill_node(self, node: gs.Node, proto: onnx.NodeProto) -> None:
         residue = getattr(node, "residue", None)
         if residue is not None:
             proto.CopyFrom(residue)
@@ -188,7 +188,6 @@ class _Exporter:
         origins = getattr(node, "attribute_origins", {})
         for name, value in node.attrs.items():
             self._fill_attribute(name, value, origins.get(name), proto.attribute.add())
-        return proto
 
     def _fill_attribute(
         self, name: str, value: Any, origin: tuple[Any, onnx.AttributeProto] | None, proto: onnx.AttributeProto
@@ -224,7 +223,8 @@ class _Exporter:
         proto.output.extend(tensor.name for tensor in function.outputs)
         exporter = _Exporter(function, self._write_attribute, self._write_attribute)
         proto.node.extend(exporter._constant_node(constant) for constant in exporter._homes[id(function)])
-        proto.node.extend(exporter._node(node) for node in function.nodes)
+        for node in function.nodes:
+            exporter._fill_node(node, proto.node.add())
         proto.value_info.extend(exporter._inner_value_infos(function))
         proto.opset_import.extend(opset_imports(function))
         origins = getattr(function, "attribute_origins", {})

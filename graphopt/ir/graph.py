@@ -149,7 +149,8 @@ def payload_bytes(constant: gs.Constant) -> int:
 
 def bodies(node: gs.Node) -> list[gs.Graph]:
     """Return the node's own subgraphs, in attribute order."""
-    return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+    attributes = node.attrs
+    return [value for value in attributes.values() if isinstance(value, gs.Graph)] if attributes else []
 
 
 def walk_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
