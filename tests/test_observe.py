@@ -458,6 +458,12 @@ def test_different_observations_do_not_add_up() -> None:
         one.merge(other)
 
 
+def test_what_lies_just_below_zero_is_below_zero() -> None:
+    counts = Counts(2)
+    counts.add(np.array([2.0**90, -(2.0**-60), -0.0], F32), 1)
+    np.testing.assert_array_equal(counts.counts, [1, 2])
+
+
 floats = st.floats(-(2.0**99), 2.0**99, width=32).map(lambda value: 0.0 if abs(value) < 2.0**-99 else value)
 
 
