@@ -44,6 +44,27 @@ def find_bias(layer: LinearLayer, shown: set[int]) -> Bias | None:
     return Bias(constant) if fits else None
 
 
+def fixed_bias(layer: LinearLayer) -> np.ndarray | None:
+    """Return what a layer adds to each of its rows, [groups, rows], or None where no figure says it.
+
+    It is zero for a MatMul and without a bias. It is unknown where the bias is no constant, as one that a caller may
+    override, or differs from sample to sample, and where the Gemm has an alpha: it is not its matrix alone then.
+
+    Args:
+        layer: Conv, Gemm or MatMul.
+    """
+    node, size = layer.node, layer.groups * layer.rows
+    if node.attrs.get("alpha", 1.0) != 1.0:
+        return None
+    if node.op == "MatMul" or len(node.inputs) < 3 or node.inputs[2].is_empty():
+        return np.zeros((layer.groups, layer.rows))
+    bias = node.inputs[2]
+    if not isinstance(bias, gs.Constant) or int(np.prod(bias.shape)) not in {1, (bias.shape or (1,))[-1]}:
+        return None
+    values = float(node.attrs.get("beta", 1.0)) * np.asarray(bias.values, np.float64).ravel()
+    return np.broadcast_to(values, size).reshape(layer.groups, layer.rows)
+
+
 def _own(node: gs.Node) -> gs.Constant | None:
     plain = node.attrs.get("alpha", 1.0) == node.attrs.get("beta", 1.0) == 1.0
     found = node.inputs[2] if len(node.inputs) > 2 and plain else None

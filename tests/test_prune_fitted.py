@@ -246,3 +246,35 @@ def test_macs_may_be_what_is_counted() -> None:
     model = model_of(text, w=random(4, 4, 1, 1), v=random(4, 4))
     run(model, ratio=0.5, of="macs", criterion="l1", reconstruct=False)
     assert np.count_nonzero(values(model, "w") == 0) >= 7
+
+
+BIASES = {
+    "a caller gives it": "(float[N,16] x, float[8] given) => (float[N,8] y) { y = Gemm(u, w, given) }",
+    "a caller may override it": "(float[N,16] x, float[8] b) => (float[N,8] y) { y = Gemm(u, w, b) }",
+    "computed": "(float[N,16] x) => (float[N,8] y) { d = Abs(b)  y = Gemm(u, w, d) }",
+    "left out": '(float[N,16] x) => (float[N,8] y) { y = Gemm(u, w, "") }',
+    "one for all": "(float[N,16] x) => (float[N,8] y) { y = Gemm(u, w, s) }",
+    "one a sample": "(float[5,16] x) => (float[5,8] y) { y = Gemm(u, w, c) }",
+    "with factors": "(float[N,16] x) => (float[N,8] y) { y = Gemm<alpha=3.0, beta=0.5>(u, w, b) }",
+    "with a factor": "(float[N,16] x) => (float[N,8] y) { y = Gemm<beta=0.5>(u, w, b) }",
+    "an output too": "(float[N,16] x) => (float[N,8] y, float[8] b) { y = Gemm(u, w, b) }",
+    "shared": "(float[N,16] x) => (float[N,8] y) { p = Gemm(u, w, b)  q = Gemm(u, v, b)  y = Add(p, q) }",
+}
+
+
+@pytest.mark.parametrize("kind", BIASES)
+def test_layers_are_fitted_whatever_their_bias_is(kind: str) -> None:
+    """Inputs are sums of each other, so that weights can make up for those that go."""
+    text = "m " + BIASES[kind].replace("{", "{ k = Constant<value_int=1>()  u = CumSum(x, k) ", 1)
+    weights = {"w": random(16, 8), "v": random(16, 8, seed=1), "b": random(8, seed=2)}
+    weights |= {"c": random(5, 1, seed=3), "s": np.array(3, np.float32)}
+    read = {
+        name: weights[name] for name in weights if f" {name})" in text or f" {name}," in text or f"({name})" in text
+    }
+    model = model_of(text, **read)
+    error = OutputError(model.copy(), samples_of(model))
+    plain, fitted = model.copy(), model.copy()
+    run(plain, ratio=0.5, scope="layer", criterion="l1", reconstruct=False)
+    report = run(fitted, ratio=0.5, scope="layer")
+    assert report.metrics["fitted"] == report.changed == 1 + ("v" in read)
+    assert error(fitted) < 0.5 * error(plain)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.biases import Bias, find_bias
+from graphopt.biases import Bias, find_bias, fixed_bias
 from graphopt.compensate import Pattern, damped
 from graphopt.compensate.problem import SparseProblem, obs_score
 from graphopt.context import Context
@@ -73,6 +73,11 @@ class Site:
     bias: Bias | None
 
     @property
+    def knows_biases(self) -> bool:
+        """Whether what each layer adds is known, so that what its matrix should give can be told from its outputs."""
+        return all(fixed_bias(layer) is not None for layer in self.layers)
+
+    @property
     def columns(self) -> np.ndarray:
         """Order of the matrix's inputs in which input channels are next to each other."""
         layer = self.layers[0]
@@ -126,9 +131,9 @@ def _known(second: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _cross(layer: LinearLayer, moments: PairedMoments) -> np.ndarray:
     """Return the cross moment of a layer's inputs with what its matrix alone should give, [groups, rows, inputs]."""
-    if layer.node.op == "MatMul" or len(layer.node.inputs) < 3 or not moments.mean.any():
-        return moments.cross
-    return np.asarray(moments.cross - _bias_rows(layer)[:, :, None] * moments.mean[:, None, :])
+    added = fixed_bias(layer)
+    assert added is not None, "only layers whose bias is known inherit"
+    return np.asarray(moments.cross - added[:, :, None] * moments.mean[:, None, :])  # about the means, it falls out
 
 
 def fit_sites(
@@ -154,8 +159,9 @@ def fit_sites(
         stream = paired_moments(original, model, pairs, samples, progress=context.progress)
         for site, ratio, first in stage:
             found = [next(stream) for _ in site.layers]
-            problem = problem_of(site, found, method.pattern, inherited=first and method.reconstruct)
-            _write(site, method.solve(problem, ratio), found[0], inherited=first and method.reconstruct)
+            inherited = first and method.reconstruct and site.knows_biases
+            problem = problem_of(site, found, method.pattern, inherited=inherited)
+            _write(site, method.solve(problem, ratio), found[0], inherited=inherited)
 
 
 def site_losses(
@@ -208,15 +214,9 @@ def _write(site: Site, solved: np.ndarray, moments: PairedMoments, *, inherited:
         lost = np.einsum("grk,gk->gr", layer.matrix() - matrix, moments.mean)
         if inherited:
             lost += moments.target_mean - np.einsum("grk,gk->gr", layer.matrix(), moments.mean)
-            lost -= 0 if layer.node.op == "MatMul" else _bias_rows(layer)
+            lost -= fixed_bias(layer)
         site.bias.shift(lost.ravel())
     site.weight.constant.values = layer.stored(matrix)
-
-
-def _bias_rows(layer: LinearLayer) -> np.ndarray:
-    """Return a layer's own constant bias, [groups, rows]."""
-    values = np.asarray(layer.node.inputs[2].values, np.float64).ravel()
-    return np.broadcast_to(values, layer.groups * layer.rows).reshape(layer.groups, layer.rows)
 
 
 def shrinkage(second: np.ndarray, count: int) -> np.ndarray:
