@@ -11,6 +11,7 @@ from graphopt.command import reports_errors
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
+    from graphopt.inspection import Figure
     from graphopt.model import Model
 
 _FILE = click.Path(path_type=Path)
@@ -35,21 +36,47 @@ def passes(name: str | None) -> None:
 
 @click.command("inspect")
 @click.argument("model", type=_FILE)
+@click.option(
+    "--shape",
+    "sizes",
+    multiple=True,
+    metavar="NAME=SIZES",
+    help="Shape of an input, as x=1,3,224,224, or size of a symbol, as batch=4.  [default: small sizes]",
+)
+@click.option("--data", metavar="SAMPLES", help="Inputs to run on, as for the main command.  [default: random]")
+@click.option("--sort", "by", type=click.Choice(["time", "macs", "parameters", "bytes"]), help="Order of the nodes.")
+@click.option("--top", type=click.IntRange(0), default=15, show_default=True, metavar="N", help="Nodes; 0 for all.")
+@click.option("--no-run", is_flag=True, help="Only read the model: no times.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N", help="Threads.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every node.")
 @reports_errors
-def inspect(model: Path, as_json: bool) -> None:
-    """Show what is in a model: interface, operators, largest layers."""
+def inspect(
+    model: Path,
+    sizes: tuple[str, ...],
+    data: str | None,
+    by: Figure | None,
+    top: int,
+    no_run: bool,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Show what is in a model: interface, operators, and what each node costs.
+
+    For every node: its share of the time and of the multiply-accumulate operations (MACs), parameters, bytes, and what
+    its weight looks like: zeros, values around zero (within half a step of 8 bits), range, output channels that repeat
+    another one.
+    """
     import json
 
     from graphopt.console import result_console
     from graphopt.inspection import inspect_model
     from graphopt.report.inspection import render_inspection
 
-    found = inspect_model(model)
+    found = inspect_model(model, sizes, data=data, run=not no_run, threads=threads)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
-        render_inspection(found, result_console())
+        render_inspection(found, result_console(), by=by, top=top)
 
 
 @click.command("bench")

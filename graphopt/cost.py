@@ -23,7 +23,8 @@ class NodeCost:
         op: Operator.
         macs: Multiply-accumulate operations of one execution, those of its bodies not included; None where a shape that
             they rest on is unknown.
-        parameters: Elements of the constants that it holds itself or is the first to use.
+        parameters: Elements of the constants that it holds itself or is the first to use, also by way of a Constant
+            node.
         nbytes: Bytes of these constants in the file.
     """
 
@@ -65,8 +66,37 @@ def node_costs(model: Model, shapes: Mapping[str, Shape] | None = None) -> tuple
             missing, what the graph states counts if it is static.
     """
     shape_of = _shape_reader(shapes)
+    return tuple(_node_cost(node, weights, shape_of) for node, weights in held_weights(model))
+
+
+def held_weights(model: Model) -> Iterator[tuple[gs.Node, tuple[gs.Constant, ...]]]:
+    """Yield the nodes of the main graph, its bodies and the functions, each with the constants that are its own.
+
+    These are the ones in its attributes, and those of its inputs that no node before it reads, also by way of a
+    Constant node.
+    """
     seen: set[int] = set()
-    return tuple(_node_cost(node, shape_of, seen) for root in _roots(model) for node in walk_nodes(root))
+    for root in _roots(model):
+        for node in walk_nodes(root):
+            found = (tensor for tensor in (*map(_constant, node.inputs), *_attributes(node)) if tensor is not None)
+            first = {id(tensor): tensor for tensor in found if id(tensor) not in seen}
+            seen.update(first)
+            yield node, tuple(first.values())
+
+
+def _constant(tensor: gs.Tensor) -> gs.Constant | None:
+    """Return the constant that a tensor is, or that a Constant node makes it from."""
+    if isinstance(tensor, gs.Constant):
+        return tensor
+    held = tensor.inputs[0].attrs.get("value") if tensor.inputs and tensor.inputs[0].op == "Constant" else None
+    return held if isinstance(held, gs.Constant) else None
+
+
+def _attributes(node: gs.Node) -> Iterator[gs.Constant]:
+    """Yield the constants in a node's attributes; those of a Constant node belong to who reads it."""
+    if node.op == "Constant" and any(tensor.outputs for tensor in node.outputs):
+        return
+    yield from (value for value in node.attrs.values() if isinstance(value, gs.Constant))
 
 
 def figures(
@@ -106,12 +136,10 @@ def _shape_reader(shapes: Mapping[str, Shape] | None) -> ShapeOf:
     known = shapes if shapes is not None else {}
 
     def shape_of(tensor: gs.Tensor) -> Shape | None:
-        if isinstance(tensor, gs.Constant):
-            return tuple(payload(tensor).shape)
-        if tensor.name in known:
+        if tensor.name in known and not isinstance(tensor, gs.Constant):
             return known[tensor.name]
-        held = tensor.inputs[0].attrs.get("value") if tensor.inputs and tensor.inputs[0].op == "Constant" else None
-        if isinstance(held, gs.Constant):
+        held = _constant(tensor)
+        if held is not None:
             return tuple(payload(held).shape)
         stated = tensor.shape
         if stated is None or not all(isinstance(size, int) and size >= 0 for size in stated):
@@ -121,16 +149,13 @@ def _shape_reader(shapes: Mapping[str, Shape] | None) -> ShapeOf:
     return shape_of
 
 
-def _node_cost(node: gs.Node, shape_of: ShapeOf, seen: set[int]) -> NodeCost:
-    found = (tensor for tensor in (*node.inputs, *node.attrs.values()) if isinstance(tensor, gs.Constant))
-    first = {id(tensor): tensor for tensor in found if id(tensor) not in seen}
-    seen.update(first)
+def _node_cost(node: gs.Node, weights: tuple[gs.Constant, ...], shape_of: ShapeOf) -> NodeCost:
     return NodeCost(
         node=node.name or next((tensor.name for tensor in node.outputs if tensor.name), ""),
         op=node.op,
         macs=node_macs(node, shape_of),
-        parameters=sum(math.prod(payload(constant).shape) for constant in first.values()),
-        nbytes=sum(payload_bytes(constant) for constant in first.values()),
+        parameters=sum(math.prod(payload(constant).shape) for constant in weights),
+        nbytes=sum(payload_bytes(constant) for constant in weights),
     )
 
 

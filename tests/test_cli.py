@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import subprocess
 import sys
@@ -425,13 +426,18 @@ def test_inspects_a_model(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     for line in (
-        "input 0 x: float32 [N, 4]",
+        "input 0 x: float32 [N, 4]; figures are for [1, 4]",
         "output 0 y: float32 [N, 3]",
-        "1 Identity",
         "version IR 8; opset ai.onnx 17",
+        "size 3 nodes, 12 parameters, 12 MACs",
     ):
         assert line in lines
-    assert "12 100.00 % MatMul" in lines[lines.index("largest by parameters") + 1]
+    assert any(re.fullmatch(r"1 12 12 [\d.<]+ % MatMul", line) for line in lines)
+    assert any(re.fullmatch(r"3 12 12 [\d.]+ % in total", line) for line in lines)
+    bare = graphopt("inspect", "m.onnx", "--no-run", "--shape", "N=5", "--sort", "parameters", "--top", "1").stdout
+    lines = [" ".join(line.split()) for line in bare.splitlines()]
+    for line in ("time not measured: not asked for", "size 3 nodes, 12 parameters, 60 MACs"):
+        assert line in lines
     facts = json.loads(graphopt("inspect", "m.onnx", "--json").stdout)
     assert facts["operators"] == {"Identity": 1, "MatMul": 1, "Tanh": 1}
     assert facts["figures"]["nodes"] == len(facts["nodes"]) == 3

@@ -84,6 +84,8 @@ def loss(drop: Drop) -> str:
 
 def seconds(value: float) -> str:
     """Return a duration."""
+    if value < 0.01:
+        return f"{value * 1000:.2f} ms"
     if value < 1:
         return f"{value * 1000:.0f} ms"
     return f"{value:.1f} s" if value < 120 else f"{int(value // 60)} min {value % 60:.0f} s"

@@ -101,9 +101,15 @@ def _values(rng: np.random.Generator, dtype: np.dtype, shape: tuple[int, ...]) -
     return rng.standard_normal(shape).astype(dtype)
 
 
-def example(model: Model) -> Mapping[str, Any] | None:
-    """Return inputs with small sizes for open dimensions, so that MACs can be counted; None where none can be made."""
+def example(model: Model, interface: Interface | None = None) -> Mapping[str, Any] | None:
+    """Return inputs with small sizes for open dimensions, so that MACs can be counted; None where none can be made.
+
+    Args:
+        model: What they are for.
+        interface: Its inputs with sizes that are wanted; by default as the model has them.
+    """
+    optional = frozenset(model.graph.defaults)
     try:
-        return next(iter(random_samples(model.interface, count=1, optional=frozenset(model.graph.defaults))))
+        return next(iter(random_samples(interface or model.interface, count=1, optional=optional)))
     except SampleError:
         return None
