@@ -170,8 +170,8 @@ def output_path(model: Path, output: Path | None, *, in_place: bool) -> Path:
         return model
     if output is not None:
         return output
-    stem = model.stem if model.suffix == ".onnx" else model.name
-    return model.with_name(f"{stem}.opt.onnx")
+    name = model.name.removesuffix(".zst")
+    return model.with_name(f"{name.removesuffix('.onnx')}.opt.onnx")
 
 
 def check_files(files: _Files, *, in_place: bool) -> None:

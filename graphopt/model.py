@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from graphopt.compressed import is_compressed
 from graphopt.errors import ModelError
 from graphopt.ir.exporter import copy_tensor_header, export_graph, inline
 from graphopt.ir.graph import Graph, constants, frozen, payload, payload_bytes, tensor_owners, walk_nodes
@@ -153,14 +154,14 @@ class Model:
 
         Args:
             path: Target file.
-            external_data: Whether large weights go to a file of their own; by default as the model was read, and
-                always above 2 GiB.
+            external_data: Whether large weights go to a file of their own; by default as the model was read unless
+                the name ends in `.zst`, and always above 2 GiB.
 
         Raises:
             ModelError: It cannot be written; nothing is left behind.
         """
         if external_data is None:
-            external_data = self.uses_external_data
+            external_data = self.uses_external_data and not is_compressed(Path(path))
         external_data = external_data or self.weight_bytes > PROTOBUF_LIMIT - 2**26
         return save_model(lambda write: export_graph(self.graph, self.residue, write), Path(path), external_data)
 

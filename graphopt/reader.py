@@ -13,6 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
+from graphopt.compressed import decompressed, is_compressed
 from graphopt.errors import ModelError
 from graphopt.ir.clean import sort_nodes
 from graphopt.ir.payload import (
@@ -35,7 +36,8 @@ def load(path: str | Path) -> Model:
     Nodes out of topological order are sorted.
 
     Args:
-        path: An ONNX file. Its external data must lie in the same folder or below it.
+        path: An ONNX file, compressed if its name ends in `.zst`. Its external data must lie in the same folder or
+            below it.
 
     Raises:
         ModelError: The file is missing, truncated, refers to data outside its folder, states impossible sizes, or has
@@ -68,6 +70,8 @@ def _parse(path: Path) -> onnx.ModelProto:
                 f"'{path}' has {size} bytes; a file above 2 GiB is no ONNX model, its weights lie beside it"
             )
         raw = path.read_bytes()
+        if raw and is_compressed(path):
+            raw = _decompressed(raw, path)
         if not raw:
             raise ModelError(f"'{path}' is empty")
         proto.ParseFromString(raw)
@@ -80,6 +84,13 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not proto.HasField("graph") or not (proto.opset_import or proto.ir_version):
         raise ModelError(f"'{path}' is not an ONNX model: it has no graph or states no version")
     return proto
+
+
+def _decompressed(raw: bytes, path: Path) -> bytes:
+    try:
+        return decompressed(raw, PROTOBUF_LIMIT)
+    except ModelError as error:
+        raise ModelError(f"'{path}' {error}") from error
 
 
 def _check_text(proto: onnx.ModelProto) -> None:

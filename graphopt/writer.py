@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
+from graphopt.compressed import compressed, is_compressed
 from graphopt.errors import ModelError
 from graphopt.ir.exporter import PayloadWriter, copy_tensor_header, inline
 from graphopt.ir.payload import StoredTensor, tensors_of
@@ -47,7 +49,7 @@ def save_model(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, e
 
     Args:
         export: Makes the proto, given where weights go.
-        path: Model file.
+        path: Model file; the whole of it is compressed if its name ends in `.zst`.
         external_data: Whether weights of a kilobyte and more go to `NAME.data` beside it.
 
     Raises:
@@ -56,6 +58,8 @@ def save_model(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, e
     try:
         if path.is_dir():
             raise ModelError(f"cannot write '{path}': it is a folder")
+        if is_compressed(path) and external_data:
+            raise ModelError(f"cannot write '{path}': a compressed model is one file, without external data")
         path = _behind_link(path, external_data)
         outdated = _own_data_files(path)
         data_path = _free_data_path(path) if external_data else None
@@ -98,7 +102,12 @@ def _behind_link(path: Path, external_data: bool) -> Path:
 
 def _save_single(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path) -> SavedModel:
     with _temporary(path) as (file, temporary):
-        _write_proto(export(inline), file)
+        if is_compressed(path):
+            plain = io.BytesIO()
+            _write_proto(export(inline), plain)
+            file.write(compressed(plain.getvalue()))
+        else:
+            _write_proto(export(inline), file)
         _finish(file)
         os.replace(temporary, path)
     _flush_folder(path.parent)
