@@ -11,7 +11,7 @@ import onnx
 
 from graphopt.compressed import is_compressed
 from graphopt.errors import ModelError
-from graphopt.ir.exporter import copy_tensor_header, export_graph, inline
+from graphopt.ir.exporter import elsewhere, export_graph, inline
 from graphopt.ir.graph import Graph, constants, frozen, payload, payload_bytes, tensor_owners, walk_nodes
 from graphopt.ir.importer import Importer, residue_of, stored_payloads
 from graphopt.ir.infos import make_variable, output_info, value_info
@@ -204,16 +204,7 @@ def data_folder(path: Path) -> Path:
 
 def _placeholder(name: str, held: StoredTensor | np.ndarray, key: str) -> onnx.TensorProto:
     """Return a tensor of the right type and shape whose bytes are elsewhere, known by `key`."""
-    proto = onnx.TensorProto()
-    if isinstance(held, StoredTensor):
-        copy_tensor_header(held.tensor, proto)
-    else:
-        proto.dims.extend(held.shape)
-        proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
-    proto.name = name
-    proto.data_location = onnx.TensorProto.EXTERNAL
-    proto.external_data.add(key=_REFERENCE, value=key)
-    return proto
+    return elsewhere(name, held, **{_REFERENCE: key})
 
 
 def _is_placeholder(tensor: onnx.TensorProto) -> bool:

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from graphopt.compressed import compressed, is_compressed
 from graphopt.errors import ModelError
-from graphopt.ir.exporter import PayloadWriter, copy_tensor_header, inline
+from graphopt.ir.exporter import PayloadWriter, elsewhere, inline
 from graphopt.ir.payload import StoredTensor, tensors_of
 
 _THRESHOLD = 1024  # bytes; smaller weights stay in the model file, where shape inference can see them
@@ -151,17 +151,7 @@ class DataStream:
             self._kept.append(held)
             self._written[id(held)] = self._append(held)
         offset, length = self._written[id(held)]
-        proto = onnx.TensorProto()
-        if isinstance(held, StoredTensor):
-            copy_tensor_header(held.tensor, proto)
-        else:
-            proto.dims.extend(held.shape)
-            proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
-        proto.name = name
-        proto.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", self._location), ("offset", str(offset)), ("length", str(length))):
-            proto.external_data.add(key=key, value=value)
-        return proto
+        return elsewhere(name, held, location=self._location, offset=offset, length=length)
 
     def _append(self, held: StoredTensor | np.ndarray) -> tuple[int, int]:
         offset = -(-self.used // _ALIGNMENT) * _ALIGNMENT

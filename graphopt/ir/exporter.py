@@ -29,8 +29,9 @@ from graphopt.ir.placement import changed_names, constant_homes, unique_name
 
 __all__ = [
     "PayloadWriter",
-    "copy_tensor_header",
+    "elsewhere",
     "export_graph",
+    "header",
     "inline",
     "opset_imports",
     "output_info",
@@ -48,7 +49,7 @@ def inline(name: str, held: StoredTensor | np.ndarray) -> onnx.TensorProto:
         return numpy_helper.from_array(held, name)
     proto = onnx.TensorProto()
     if held.is_external:
-        copy_tensor_header(held.tensor, proto)
+        _copy_header(held.tensor, proto)
         proto.raw_data = held.raw_bytes().tobytes()
     else:
         proto.CopyFrom(held.tensor)
@@ -57,7 +58,31 @@ def inline(name: str, held: StoredTensor | np.ndarray) -> onnx.TensorProto:
     return proto
 
 
-def copy_tensor_header(source: onnx.TensorProto, target: onnx.TensorProto) -> None:
+def header(name: str, held: StoredTensor | np.ndarray) -> onnx.TensorProto:
+    """Return a tensor without its bytes: type and shape under a new name."""
+    proto = onnx.TensorProto()
+    if isinstance(held, StoredTensor):
+        _copy_header(held.tensor, proto)
+    else:
+        proto.dims.extend(held.shape)
+        proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
+    proto.name = name
+    return proto
+
+
+def elsewhere(name: str, held: StoredTensor | np.ndarray, **where: str | int) -> onnx.TensorProto:
+    """Return a tensor whose bytes are outside the file, with the entries that tell where.
+
+    Source: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
+    """
+    proto = header(name, held)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in where.items():
+        proto.external_data.add(key=key, value=str(value))
+    return proto
+
+
+def _copy_header(source: onnx.TensorProto, target: onnx.TensorProto) -> None:
     """Copy everything but the bytes and where they lie."""
     target.dims.extend(source.dims)
     target.data_type = source.data_type

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from graphopt.ir.exporter import copy_tensor_header, export_graph, inline
+from graphopt.ir.exporter import elsewhere, export_graph, inline
 from graphopt.ir.graph import payload
 from graphopt.ir.payload import StoredTensor, external_reference
 from graphopt.ir.placement import constant_homes
@@ -58,11 +58,12 @@ def lend(model: Model) -> Loan:
         if held.nbytes < _LENT or id(held) not in lent:
             return inline(name, held)
         if isinstance(held, StoredTensor) and files.holds(held):
-            return _reference(name, held, *external_reference(held.tensor)[:2])
+            location, offset, _ = external_reference(held.tensor)
+            return elsewhere(name, held, location=location, offset=offset, length=held.nbytes)
         if np.dtype(held.dtype).kind not in "fiub":
             return inline(name, held)
         values[name] = ort.OrtValue.ortvalue_from_numpy(_aligned(held))
-        return _reference(name, held, _NOWHERE, 0)
+        return elsewhere(name, held, location=_NOWHERE, offset=0, length=held.nbytes)
 
     return Loan(export_graph(model.graph, model.residue, write), values, files.folder)
 
@@ -82,20 +83,6 @@ class _Files:
         if location not in self._usable:
             self._usable[location] = (self.folder / location).resolve().is_relative_to(self.folder)
         return self._usable[location] and offset % _ALIGNMENT == 0
-
-
-def _reference(name: str, held: StoredTensor | np.ndarray, location: str, offset: int) -> onnx.TensorProto:
-    proto = onnx.TensorProto()
-    if isinstance(held, StoredTensor):
-        copy_tensor_header(held.tensor, proto)
-    else:
-        proto.dims.extend(held.shape)
-        proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
-    proto.name = name
-    proto.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(held.nbytes))):
-        proto.external_data.add(key=key, value=value)
-    return proto
 
 
 def _aligned(held: StoredTensor | np.ndarray) -> np.ndarray:

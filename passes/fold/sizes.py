@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.exporter import copy_tensor_header, export_graph
+from graphopt.ir.exporter import export_graph, header
 from graphopt.ir.graph import payload, payload_bytes
 from graphopt.ir.payload import StoredTensor, stored_bytes
 from graphopt.model import Model
@@ -23,16 +23,8 @@ def file_bytes(model: Model) -> int:
 
     def write(name: str, held: StoredTensor | np.ndarray) -> onnx.TensorProto:
         nonlocal total
-        proto = onnx.TensorProto()
-        if isinstance(held, StoredTensor):
-            copy_tensor_header(held.tensor, proto)
-            total += held.nbytes
-        else:
-            proto.dims.extend(held.shape)
-            proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(held.dtype)
-            total += _array_bytes(held)
-        proto.name = name
-        return proto
+        total += held.nbytes if isinstance(held, StoredTensor) else _array_bytes(held)
+        return header(name, held)
 
     proto = export_graph(model.graph, model.residue, write, write)
     return int(proto.ByteSize()) + total
