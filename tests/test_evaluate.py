@@ -244,6 +244,19 @@ def test_top_1_of_class_scores() -> None:
     assert 0 < found["y"].value < 0.05
 
 
+def test_scores_of_nan_have_no_best_class() -> None:
+    """Neither do they count as agreement, nor is there anything to judge where all are NaN."""
+    gone = np.full((1, 3), np.nan, np.float32)
+    agreement = Agreement({"y": LAST})
+    agreement.add({"y": gone}, {"y": gone})
+    assert not agreement.compared
+    agreement.add(
+        {"y": np.array([[0.0, 1.0, -np.inf]], np.float32)}, {"y": np.array([[1.0, 0.0, -np.inf]], np.float32)}
+    )
+    assert agreement.compared
+    assert {loss.name: loss.value for loss in agreement.losses()}["y top-1"] == 1
+
+
 def test_the_worst_output_decides() -> None:
     agreement = Agreement({})
     agreement.add({"a": f32(1, 1), "b": f32(1, 1)}, {"a": f32(1, 1), "b": f32(1, 0.5)})

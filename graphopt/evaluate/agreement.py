@@ -113,7 +113,8 @@ class Agreement:
         if name in self._scores:
             rows, others = self._scores[name].rows(ours), self._scores[name].rows(theirs)
             if rows is not None and others is not None:
-                same = same_top(rows, others)
+                ranked = ~np.isnan(rows).any(axis=1)  # among NaN nothing is best
+                same = same_top(rows[ranked], others[ranked])
                 tally.count("top-1", int(np.count_nonzero(~same)), len(same))
         return total.energy, total.error
 
