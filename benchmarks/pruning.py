@@ -1,0 +1,257 @@
+"""Structured pruning at equal multiply-accumulates: ours, with and without fitting, beside L1 filters and onnxsim.
+
+    python -m benchmarks.pruning make FOLDER KEEP [--only GLOB] [--ratio 0.15 --ratio 0.3] [--python PEERS]
+    python -m benchmarks.pruning table FOLDER KEEP [--latency SECONDS] [--markdown FILE]
+
+FOLDER is laid out as for `benchmarks.zoo`. `make` writes every pruned model to KEEP with what it measured beside it,
+and passes over what is there already. All contestants start from the same folded model. onnxsim prunes by a fraction of
+channels, not of work, so that this fraction is searched; of its two rankings, by weights alone and with samples, both
+are tried. Its interpreter is given by ``--python``. `table` times the models in pairs and prints everything.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from benchmarks.process import measure
+from benchmarks.zoo import find_evaluator, find_samples, metric_of
+from graphopt.context import Context
+from graphopt.cost import figures
+from graphopt.evaluate import Evaluator
+from graphopt.ir.clean import clean
+from graphopt.model import Model
+from graphopt.passes.fold import Fold
+from graphopt.passes.prune import Prune
+from graphopt.reader import load
+from graphopt.runtime.session import open_session
+from graphopt.runtime.timing import paired_ratio
+from graphopt.samples import Samples, open_samples
+from graphopt.shapes import infer_shapes, shapes_for
+from graphopt.targets import get_target
+
+OURS, UNFITTED, FILTERS = "ours", "ours, not fitted", "L1 filters"
+PEERS = {"onnxsim, weights": "apply_structured_pruning", "onnxsim, samples": "apply_structured_wanda_pruning"}
+_BISECTIONS = 6  # of onnxsim's fraction of channels
+_SHOWN = 8  # samples that onnxsim ranks by, its default
+_ONNXSIM = """
+import glob, os, sys, numpy, onnx, onnxsim
+model, result, function, sparsity, samples, count = sys.argv[1:]
+options = dict(sparsity=float(sparsity))
+if "wanda" in function:
+    if os.path.isdir(samples):
+        files = sorted(glob.glob(os.path.join(samples, "*.npz")))[: int(count)]
+        options["calibration_data"] = [dict(numpy.load(file)) for file in files]
+    else:
+        arrays = numpy.load(samples)
+        options["calibration_data"] = [{key: arrays[key][i : i + 1] for key in arrays} for i in range(int(count))]
+onnx.save(getattr(onnxsim, function)(onnx.load(model), **options), result)
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pruned model.
+
+    Attributes:
+        model: Name of the original.
+        ratio: Wanted fraction of multiply-accumulates to go.
+        method: Who pruned.
+        macs: Fraction of the multiply-accumulates that is left, on the first sample; None: there is no result.
+        metric: What the evaluator prints.
+        seconds: Wall time of the pruning, or of one run of onnxsim.
+        note: Why there is no result.
+    """
+
+    model: str
+    ratio: float
+    method: str
+    macs: float | None
+    metric: dict[str, float]
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folded model to be pruned.
+
+    Attributes:
+        path: Where the folded model lies.
+        data: Its samples.
+    """
+
+    path: Path
+    model: Model
+    data: Path
+    samples: Samples
+    evaluator: Path | None
+
+    def macs(self, model: Model) -> int:
+        """Return the multiply-accumulates of a version of the model on the first sample."""
+        found = figures(model, shapes_for(model, next(iter(self.samples)))).macs
+        assert found is not None
+        return found
+
+
+@click.group()
+def main() -> None:
+    """Compare structured pruning."""
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("keep", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--only", default="*", help="Glob of model names.")
+@click.option("--ratio", "ratios", type=float, multiple=True, default=(0.15, 0.3), show_default=True)
+@click.option("--method", "methods", multiple=True, default=(OURS, UNFITTED, FILTERS, *PEERS), show_default=True)
+@click.option("--samples", "count", type=int, default=64, show_default=True, help="How many of them, at most.")
+@click.option("--python", "peers", default=sys.executable, help="Interpreter that has onnxsim.")
+def make(
+    folder: Path, keep: Path, only: str, ratios: Sequence[float], methods: Sequence[str], count: int, peers: str
+) -> None:
+    """Prune the models of FOLDER into KEEP."""
+    keep.mkdir(parents=True, exist_ok=True)
+    for path in sorted((folder / "models").glob("*.onnx")):
+        data = find_samples(folder, path.stem)
+        if data is None or not fnmatch.fnmatch(path.stem, only):
+            continue
+        case = _folded(path, data, keep, count, find_evaluator(folder, path.stem, None))
+        for ratio in ratios:
+            for method in methods:
+                _make(case, keep, ratio, method, peers)
+
+
+def _folded(path: Path, data: Path, keep: Path, count: int, evaluator: Path | None) -> Case:
+    model = load(path)
+    samples = open_samples(str(data), model.interface, optional=frozenset(model.graph.defaults)).take(count)
+    Fold().run(model, _context(model, samples))
+    clean(model.graph)
+    infer_shapes(model)
+    kept = keep / f"{path.stem}.folded.onnx"
+    model.save(kept)
+    before = keep / f"{path.stem}.before.json"
+    if not before.exists():
+        before.write_text(json.dumps(metric_of(evaluator, kept)))
+    return Case(kept, model, data, samples, evaluator)
+
+
+def _context(model: Model, samples: Samples) -> Context:
+    target = get_target("cpu")
+    return Context(target, Evaluator(model, target, samples=samples), samples)
+
+
+def _make(case: Case, keep: Path, ratio: float, method: str, peers: str) -> None:
+    name = case.path.name.removesuffix(".folded.onnx")
+    result = keep / f"{name}.{ratio:g}.{method.replace(', ', '-').replace(' ', '-')}.onnx"
+    record = result.with_suffix(".json")
+    if record.exists():
+        return
+    start, note = time.perf_counter(), ""
+    if method in PEERS:
+        seconds, note = _searched(case, ratio, result, PEERS[method], peers)
+    else:
+        _pruned(case, ratio, method).save(result)
+        seconds = time.perf_counter() - start
+    left = None if note else case.macs(load(result)) / case.macs(case.model)
+    metric = (None if note else metric_of(case.evaluator, result)) or {}
+    record.write_text(json.dumps(asdict(Entry(name, ratio, method, left, metric, seconds, note))))
+    click.echo(f"{name} {ratio:g} {method}: {left} of the MACs, {metric}, {seconds:.0f} s {note}", err=True)
+
+
+def _pruned(case: Case, ratio: float, method: str) -> Model:
+    options = {
+        OURS: Prune(pattern="channels", of="macs", ratio=ratio),
+        UNFITTED: Prune(pattern="channels", of="macs", ratio=ratio, reconstruct=False),
+        FILTERS: Prune(pattern="channels", of="macs", ratio=ratio, criterion="l1", scope="layer", reconstruct=False),
+    }
+    model = case.model.copy()
+    options[method].run(model, _context(case.model, case.samples))
+    clean(model.graph)
+    return model
+
+
+def _searched(case: Case, ratio: float, result: Path, function: str, peers: str) -> tuple[float, str]:
+    """Let onnxsim prune the fraction of channels that comes nearest to the ratio; return seconds and errors."""
+    full, low, high = case.macs(case.model), 0.0, 1.0
+    nearest, seconds, note = 1.0, 0.0, "it removes nothing"
+    trial = result.with_suffix(".trial.onnx")
+    for _ in range(_BISECTIONS):
+        sparsity = (low + high) / 2
+        run = measure([peers, "-c", _ONNXSIM, case.path, trial, function, str(sparsity), case.data, str(_SHOWN)])
+        if run.status != 0:
+            return run.seconds, (run.output.strip().splitlines() or ["failed"])[-1][:200]
+        gone = 1 - case.macs(load(trial)) / full
+        low, high = (sparsity, high) if gone < ratio else (low, sparsity)
+        if gone > 0 and abs(gone - ratio) < nearest:
+            nearest, seconds, note = abs(gone - ratio), run.seconds, ""
+            trial.replace(result)
+    trial.unlink(missing_ok=True)
+    return seconds, note
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("keep", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--latency", "seconds", default=2.0, show_default=True, help="Seconds to time each of our models for.")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
+def table(folder: Path, keep: Path, seconds: float, markdown: Path | None) -> None:
+    """Print what `make` has put into KEEP."""
+    entries = [Entry(**json.loads(path.read_text())) for path in sorted(keep.glob("*.*.*.json"))]
+    text = render(entries, keep, lambda entry: _latency(folder, keep, entry, seconds))
+    click.echo(text)
+    if markdown is not None:
+        markdown.write_text(text + "\n")
+
+
+def _latency(folder: Path, keep: Path, entry: Entry, seconds: float) -> str:
+    """Return the time of our model over that of the folded original, with its 95 % interval."""
+    before = load(keep / f"{entry.model}.folded.onnx")
+    after = keep / f"{entry.model}.{entry.ratio:g}.{OURS}.onnx"
+    data = find_samples(folder, entry.model)
+    assert data is not None
+    feeds = list(open_samples(str(data), before.interface, optional=frozenset(before.graph.defaults)).take(4))
+    with open_session(before) as one, open_session(after) as other:
+        ratio = paired_ratio(one, other, feeds, seconds=seconds)
+    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def render(entries: Sequence[Entry], keep: Path, latency: Callable[[Entry], str]) -> str:
+    """Return the Markdown table, a line for each model and ratio."""
+    methods = [OURS, UNFITTED, FILTERS, *PEERS]
+    head = "| model | ratio | original | " + " | ".join(f"{name}: MACs left, metric" for name in methods)
+    head += " | latency of ours | seconds of ours |"
+    return "\n".join((head, "|---" * (head.count(" | ") + 1) + "|", *_lines(entries, keep, methods, latency)))
+
+
+def _lines(
+    entries: Sequence[Entry], keep: Path, methods: Sequence[str], latency: Callable[[Entry], str]
+) -> Iterator[str]:
+    found = {(entry.model, entry.ratio, entry.method): entry for entry in entries}
+    for model, ratio in sorted({(entry.model, entry.ratio) for entry in entries}):
+        before = json.loads((keep / f"{model}.before.json").read_text()) or {}
+        row = [found.get((model, ratio, method)) for method in methods]
+        ours = row[0]
+        timed = (latency(ours), f"{ours.seconds:.0f}") if ours is not None and ours.macs is not None else ("-", "-")
+        yield "| " + " | ".join((model, f"{ratio:.0%}", _metric(before), *map(_cell, row), *timed)) + " |"
+
+
+def _cell(entry: Entry | None) -> str:
+    if entry is None or entry.macs is None:
+        return "-" if entry is None else f"none: {entry.note}"
+    return f"{entry.macs:.3f}: {_metric(entry.metric)}"
+
+
+def _metric(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in found.items()) or "-"
+
+
+if __name__ == "__main__":
+    main()
