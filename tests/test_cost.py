@@ -179,11 +179,13 @@ def test_recurrent_and_transposed_weights_are_recorded() -> None:
 
 
 def test_figures_on_a_sample_count_in_a_run_only_what_shapes_do_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = model_of(CALL)
+    call, choice = model_of(CALL), model_of(CHOICE)
     assert figures_on(call, {"x": X}).macs == 128
     assert figures_on(call, None).macs is None
+    assert figures_on(choice, {"c": np.array(True), "x": X}).macs == 64, "the branch that runs, not the costlier one"
+    assert figures_on(choice, None).macs == 128
     monkeypatch.setattr("graphopt.runtime.costs.executed_macs", None)
-    assert figures_on(model_of(CHOICE), {"c": np.array(True), "x": X}).macs == 128
+    assert figures_on(model_of("m (float[4,4] x) => (float[4,4] y) { y = MatMul(x, x) }"), {"x": X}).macs == 64
 
 
 def test_each_constant_counts_once_at_its_first_user() -> None:

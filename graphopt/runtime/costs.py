@@ -19,7 +19,7 @@ import onnxruntime as ort
 from graphopt.cost import Figures, figures
 from graphopt.errors import ModelError
 from graphopt.filesize import Scale
-from graphopt.ir.graph import walk_nodes
+from graphopt.ir.graph import bodies, walk_nodes
 from graphopt.macs import Shape, counts, node_macs
 from graphopt.model import Model
 from graphopt.runtime.messages import RUNTIME_ERRORS, one_line
@@ -36,6 +36,9 @@ _SUFFIX = "_kernel_time"
 def figures_on(model: Model, feeds: Feeds | None, *, scale: Scale | None = None) -> Figures:
     """Return size and cost of a model for one sample.
 
+    Where the work depends on values (control flow, shapes that are computed), the model runs once, so that versions of
+    it are counted alike, however much of it can be told from shapes.
+
     Args:
         model: Stays as it is.
         feeds: The sample; without one, MACs are those of the declared shapes, or unknown.
@@ -45,9 +48,13 @@ def figures_on(model: Model, feeds: Feeds | None, *, scale: Scale | None = None)
         ModelError: MACs have to be counted in a run, and ONNX Runtime cannot run the model.
     """
     found = figures(model, shapes_for(model, feeds), scale=scale)
-    if found.macs is not None or feeds is None:
+    if feeds is None or (found.macs is not None and not _has_bodies(model)):
         return found
     return replace(found, macs=executed_macs(model, feeds))
+
+
+def _has_bodies(model: Model) -> bool:
+    return next((body for node in model.graph.nodes for body in bodies(node)), None) is not None
 
 
 def executed_macs(model: Model, feeds: Feeds) -> int | None:
