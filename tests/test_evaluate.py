@@ -19,7 +19,7 @@ from graphopt.evaluate import Drop, Evaluator, Sameness, sameness
 from graphopt.evaluate.agreement import Agreement, Loss
 from graphopt.evaluate.classes import Scores, class_scores
 from graphopt.evaluate.loss import agreement_drop, metric_drop
-from graphopt.evaluate.sameness import nudged_model
+from graphopt.evaluate.noise import nudged_model
 from graphopt.evaluate.statistics import ratio, ratio_interval, share_interval, wilson
 from graphopt.ir.graph import constants
 from graphopt.model import Model

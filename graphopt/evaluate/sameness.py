@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import onnx_graphsurgeon as gs
-
 from graphopt.errors import ModelError
-from graphopt.ir.graph import walk_nodes
+from graphopt.evaluate.noise import Noise
 from graphopt.model import Model
-from graphopt.runtime.compare import ANYTHING, Distance, difference, eps, is_float, leaves, sums
+from graphopt.runtime.compare import ANYTHING, Distance, difference, leaves
 from graphopt.runtime.session import Outputs, Session, open_session
 
 _KEPT = 2**26  # bytes of outputs that a reference keeps
-_CHAOTIC = 2e-3  # relative L2 error by rounding alone; ten times that is the size of an int8 error
-_NUDGED = 2**28  # bytes of weights; of larger models no copy with other weights is made
-_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div"})
-_WEIGHTED = frozenset(
-    {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}
-    | {f"{kind}Normalization" for kind in ("Batch", "Layer", "Instance", "Group")}
-)
 
 
 @dataclass(frozen=True)
@@ -63,6 +52,7 @@ class Reference:
         self.model = model
         self.threads = threads
         self.steady = False  # whether it is known to give the same outputs every time
+        self.noise = Noise(model, threads)
         self._session: Session | None = None
         self._outputs: dict[int, Outputs] = {}
         self._nbytes = 0
@@ -102,7 +92,8 @@ class Reference:
         return found
 
     def close(self) -> None:
-        """Free the session; what was kept of outputs stays."""
+        """Free the sessions; what was kept of outputs stays."""
+        self.noise.close()
         if self._session is not None:
             self._session.close()
             self._session = None
@@ -113,9 +104,8 @@ def check_sameness(
 ) -> Sameness:
     """Run both models, without the optimizations of ONNX Runtime, and compare.
 
-    Where they differ by more than reassociation moves ordinary models, the noise of the model itself is measured: what
-    the optimizations of ONNX Runtime and last-bit changes of inputs and weights do to the outputs of `before`. Outputs
-    that rounding alone changes beyond recognition are left out.
+    Where they differ by more than reassociation moves ordinary models, the noise of the model itself is measured, see
+    `graphopt.evaluate.noise`. Outputs that rounding alone changes beyond recognition are left out.
 
     Args:
         before: The reference.
@@ -164,85 +154,14 @@ def _compare(
     found = difference(expected, actual)
     if not found:
         return True, ""
-    noise = own_noise(before.model, feeds, expected, before.threads)
-    found = difference(expected, actual, noise)
+    noise: Mapping[str, Distance] = {}
+    for noise in before.noise.levels(feeds, expected):
+        found = difference(expected, actual, noise)
+        if not found:
+            break
     if found:
         return False, found
     ignored = [name for name, distance in noise.items() if distance == ANYTHING]
     if len(ignored) == len(dict(leaves(expected))):
         return None, "rounding alone changes every output of this model"
     return True, f"not compared, for rounding alone changes it: {', '.join(ignored)}" if ignored else ""
-
-
-def own_noise(model: Model, feeds: Mapping[str, Any], expected: Outputs, threads: int) -> dict[str, Distance]:
-    """Return by part of the outputs how far rounding alone moves it; `ANYTHING` where there is no telling.
-
-    Args:
-        model: The model that made `expected`.
-        feeds: What it was run on.
-        expected: Its outputs without optimizations.
-        threads: Threads inside an operator.
-    """
-    noise = {name: Distance() for name, _ in leaves(expected)}
-    for variant, optimize, inputs in _variants(model, feeds):
-        try:
-            with open_session(variant, threads=threads, optimize=optimize) as session:
-                moved = dict(leaves(session.run(inputs)))
-        except ModelError:  # it does not run that way: one measurement less, so a stricter comparison
-            continue
-        for name, part in leaves(expected):
-            noise[name] = noise[name].union(_moved(part, moved.get(name)))
-    return noise
-
-
-def _variants(model: Model, feeds: Mapping[str, Any]) -> Iterator[tuple[Model, bool, Mapping[str, Any]]]:
-    """Yield what differs from the model by rounding only: model, whether to optimize it, and inputs."""
-    rng = np.random.default_rng(0)
-    yield model, True, feeds
-    yield model, True, {name: _nudged(value, rng) for name, value in feeds.items()}
-    if model.weight_bytes <= _NUDGED:
-        yield nudged_model(model, rng), False, feeds
-
-
-def nudged_model(model: Model, rng: np.random.Generator) -> Model:
-    """Return a copy whose weights differ in their last bits, as if every sum had been taken in another order.
-
-    Only weights of linear layers, normalizations and recurrent cells, and vectors that are added or multiplied, are
-    touched: scales of Resize, exponents, bounds and the like may decide about shapes or signs.
-    """
-    copy = model.copy()
-    touched: dict[int, gs.Constant] = {}
-    kept: set[int] = set()
-    for node in walk_nodes(copy.graph):
-        for tensor in node.inputs:
-            if isinstance(tensor, gs.Constant):
-                vector = node.op in _ELEMENTWISE and math.prod(tensor.shape) > 1
-                if node.op in _WEIGHTED or vector:
-                    touched[id(tensor)] = tensor
-                else:
-                    kept.add(id(tensor))
-    for key, constant in touched.items():
-        if key not in kept:
-            constant.values = _nudged(constant.values, rng)
-    return copy
-
-
-def _nudged(value: Any, rng: np.random.Generator) -> Any:
-    """Move every float by up to one step of its type; leave all else."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind == "c" or not is_float(value.dtype):
-        return value
-    step = eps(value.dtype) * rng.uniform(-1, 1, value.shape)
-    return np.asarray(value.astype(np.float64) * (1 + step)).astype(value.dtype)
-
-
-def _moved(before: np.ndarray | None, after: np.ndarray | None) -> Distance:
-    if before is None or after is None:
-        return Distance() if before is after else ANYTHING
-    if before.shape != after.shape:
-        return ANYTHING
-    if not is_float(before.dtype):
-        return Distance() if np.array_equal(before, after) else ANYTHING
-    total = sums(before, after)
-    found = total.distance(eps(before.dtype))
-    steady = total.lost == 0 and total.undefined == total.undefined_same and found.l2 <= _CHAOTIC
-    return found if steady else ANYTHING

@@ -15,15 +15,19 @@ from graphopt.ir.payload import numpy_dtype
 def make_variable(name: str, info: onnx.ValueInfoProto | None) -> Variable:
     """Return the run-time tensor that a ValueInfoProto describes, as far as GraphSurgeon can express it."""
     variable = Variable(name, origin=info)
-    if info is None or not info.type.WhichOneof("value"):
-        return variable
-    kind = info.type.WhichOneof("value")
-    variable.type = kind
-    if kind in ("tensor_type", "sparse_tensor_type"):
-        tensor = getattr(info.type, kind)
-        variable.dtype = numpy_dtype(tensor.elem_type) if tensor.elem_type else None
-        variable.shape = read_shape(tensor)
+    if info is not None and info.type.WhichOneof("value"):
+        variable.type = info.type.WhichOneof("value")
+        variable.dtype, variable.shape = _stated(info)
     return variable
+
+
+def _stated(info: onnx.ValueInfoProto) -> tuple[np.dtype | None, list[int | str | None] | None]:
+    """Return the element type and the dimensions that a ValueInfoProto states; nothing for what is no tensor."""
+    kind = info.type.WhichOneof("value")
+    if kind not in ("tensor_type", "sparse_tensor_type"):
+        return None, None
+    tensor = getattr(info.type, kind)
+    return numpy_dtype(tensor.elem_type) if tensor.elem_type else None, read_shape(tensor)
 
 
 def read_shape(tensor: onnx.TypeProto.Tensor) -> list[int | str | None] | None:
@@ -68,21 +72,20 @@ def _named(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
 
 def as_stated(tensor: gs.Variable) -> bool:
     """Whether type and shape are those of the ValueInfoProto that the tensor was read from."""
-    then = make_variable(tensor.name, tensor.origin)
-    shape = list(tensor.shape) if tensor.shape is not None else None
-    return bool(then.dtype == tensor.dtype and then.shape == shape)
+    dtype, shape = _stated(tensor.origin)
+    return bool(dtype == tensor.dtype and shape == (None if tensor.shape is None else list(tensor.shape)))
 
 
 def _agree(info: onnx.ValueInfoProto, tensor: gs.Tensor) -> bool:
     """Whether what is known of the tensor allows what the proto states."""
-    stated = make_variable(tensor.name, info)
-    if stated.dtype is not None and tensor.dtype is not None and stated.dtype != tensor.dtype:
+    dtype, shape = _stated(info)
+    if dtype is not None and tensor.dtype is not None and dtype != tensor.dtype:
         return False
-    if stated.shape is None or tensor.shape is None:
+    if shape is None or tensor.shape is None:
         return True
-    sizes = list(zip(stated.shape, tensor.shape, strict=False))
+    sizes = list(zip(shape, tensor.shape, strict=False))
     fixed = [(a, b) for a, b in sizes if isinstance(a, int) and isinstance(b, int)]
-    return len(stated.shape) == len(tensor.shape) and all(a == b for a, b in fixed)
+    return len(shape) == len(tensor.shape) and all(a == b for a, b in fixed)
 
 
 def infos_of(proto: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
