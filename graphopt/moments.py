@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -22,10 +22,22 @@ from graphopt.layers import LinearLayer
 from graphopt.model import Model
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.session import open_session
-from graphopt.samples import Samples
+from graphopt.samples import Feeds, Samples
 from graphopt.tally import Tally, batches, evidence, twins
 
 _BUDGET = 2**28  # bytes of accumulated moments at a time
+
+
+class Stream(Protocol):
+    """Feeds that can be read several times, such as `Samples`."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """Yield them."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +186,7 @@ def paired_moments(
     original: Model,
     compressed: Model,
     pairs: Sequence[Pair],
-    samples: Samples,
+    samples: Stream,
     *,
     folds: int = 1,
     budget: int = _BUDGET,
@@ -183,7 +195,7 @@ def paired_moments(
 ) -> Iterator[PairedMoments]:
     """Yield the moments of what each layer reads in the compressed model with what it should give.
 
-    Both models run on each sample, and the same positions count in both.
+    Both models run on each sample, and the same positions count in both. A sample may hold inputs of either model.
 
     Args:
         original: Model that gives the targets; stays as it is.
@@ -206,10 +218,12 @@ def paired_moments(
         probe, fed, names = _student(compressed, batch, len(samples))
         tallies = [[Tally(found) for found in names] for _ in range(folds)]
         with open_session(teacher, threads=threads) as giving, open_session(probe, threads=threads) as reading:
+            others = set(giving.inputs) - set(reading.inputs)  # of the two models' inputs those that only one has
             for index, feeds in enumerate(progress.track(samples, "paired moments", len(samples))):
                 targets = giving.run({name: feeds[name] for name in giving.inputs}, wanted)
                 shown = dict(zip(fed, targets.values(), strict=True))
-                found = reading.run(dict(feeds) | shown, [name for group in names for name in group])
+                given = {name: value for name, value in feeds.items() if name not in others} | shown
+                found = reading.run(given, [name for group in names for name in group])
                 for tally in tallies[index % folds]:
                     tally.add(found)
         for pair, *shares in zip(batch, *tallies, strict=True):

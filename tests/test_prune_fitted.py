@@ -278,3 +278,19 @@ def test_layers_are_fitted_whatever_their_bias_is(kind: str) -> None:
     report = run(fitted, ratio=0.5, scope="layer")
     assert report.metrics["fitted"] == report.changed == 1 + ("v" in read)
     assert error(fitted) < 0.5 * error(plain)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_unit_of_the_inputs_changes_nothing(scale: float) -> None:
+    case = problem(96, 160, Unstructured())
+    other = SparseProblem(case.target, case.moment * scale, Unstructured())
+    assert np.allclose(other.fit(0.5), case.fit(0.5), rtol=1e-4, atol=1e-6)
+
+
+def test_inputs_that_are_always_zero_do_not_damp_the_others() -> None:
+    small = problem(8, 24, Unstructured()).moment[0] * 1e-6
+    alone, padded = damped(small), np.zeros((32, 32))
+    padded[:24, :24] = small
+    assert np.allclose(damped(padded)[:24, :24], alone)
+    assert (np.diag(damped(padded))[24:] > 0).all()
+    assert np.array_equal(damped(np.zeros((2, 3, 3))), np.broadcast_to(1.01 * np.eye(3), (2, 3, 3)))

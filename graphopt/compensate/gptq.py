@@ -12,7 +12,8 @@ _BLOCK = 64  # columns between updates of the rest; bounds the cost of small upd
 def damped(moment: np.ndarray, damping: float = 0.01) -> np.ndarray:
     """Return second moments with their mean diagonal, times `damping`, added, so that they can be inverted.
 
-    Inputs that were zero on every sample get a one: their weights may become anything.
+    Inputs that were zero on every sample count as the mean of the others: their weights may become anything, and those
+    of the others must not notice.
 
     Args:
         moment: Second moments, [..., inputs, inputs].
@@ -20,8 +21,9 @@ def damped(moment: np.ndarray, damping: float = 0.01) -> np.ndarray:
     """
     moment = np.array(moment, np.float64)
     diagonal = np.einsum("...kk->...k", moment)
-    diagonal[diagonal == 0] = 1.0
-    diagonal += damping * diagonal.mean(axis=-1, keepdims=True)
+    alive = np.count_nonzero(diagonal, axis=-1, keepdims=True)
+    mean = np.where(alive, diagonal.sum(axis=-1, keepdims=True) / np.maximum(alive, 1), 1.0)
+    diagonal += np.where(diagonal == 0, mean, 0.0) + damping * mean
     return moment
 
 

@@ -73,8 +73,12 @@ class SparseProblem:
         return [self.loss(self.fit(ratio, refit=False)) if ratio else 0.0 for ratio in ratios]
 
     def _refitted(self, start: np.ndarray, keep: np.ndarray) -> np.ndarray:
-        """Return the best weights on a support; single precision is far below what the moments are known to."""
-        return np.asarray(refit_support(self.target, start, keep, self.moment.astype(np.float32)), np.float64)
+        """Return the best weights on a support; single precision is far below what the moments are known to.
+
+        The unit of the inputs changes nothing, and is chosen so that none of their moments is too small for it.
+        """
+        unit = np.einsum("gkk->gk", self.moment).mean(axis=-1)[:, None, None]
+        return np.asarray(refit_support(self.target, start, keep, (self.moment / unit).astype(np.float32)), np.float64)
 
     @property
     def is_exact(self) -> bool:

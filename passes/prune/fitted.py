@@ -1,13 +1,14 @@
 """Pruning that looks at what layers read: second-order masks, and least squares for what stays.
 
-Layers are taken front to back in stages. In each, a layer is fitted to what the model gave in its place before the
-pass, from what it reads now, so that it makes up for the layers before it as well.
+Layers are taken front to back. Each is fitted to what the model gave in its place before the pass, from what it reads
+now, so that it makes up for the layers before it as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -21,8 +22,9 @@ from graphopt.moments import Pair, PairedMoments, layer_moments, paired_moments
 from graphopt.passes.prune.criteria import wanda
 from graphopt.passes.prune.levels import levels
 from graphopt.passes.prune.weights import Weight
+from graphopt.samples import Samples
+from graphopt.walk import Walk
 
-_STAGES = 24  # times that moments are taken anew on the pruned prefix
 _SAMPLES = 64  # that moments rest on
 _TRIAL_SAMPLES = 32  # that moments rest on in trials, and the comparison of layers
 _EVIDENCE = 64  # positions for each input of a layer, about
@@ -154,14 +156,37 @@ def fit_sites(
     """
     assert context.samples is not None
     samples = context.samples.take(min(_TRIAL_SAMPLES if method.rough else _SAMPLES, len(context.samples)))
-    for stage in _in_stages(model, work, 1 if method.rough else _STAGES):
-        pairs = [Pair.same(layer) for site, _, _ in stage for layer in site.layers]
-        stream = paired_moments(original, model, pairs, samples, progress=context.progress)
-        for site, ratio, first in stage:
-            found = [next(stream) for _ in site.layers]
-            inherited = first and method.reconstruct and site.knows_biases
-            problem = problem_of(site, found, method.pattern, inherited=inherited)
-            _write(site, method.solve(problem, ratio), found[0], inherited=inherited)
+    if method.rough:
+        stream = _moments(original, model, [site for site, _ in work], samples, context)
+        for (site, ratio), found in zip(work, stream, strict=True):
+            _fit(site, ratio, found, method, inherited=False)
+        return
+    with Walk(original, model, samples, context.progress) as walk:
+        for stage in _in_stages(model, work):
+            shared = [(site, ratio) for site, ratio in stage if len(site.layers) > 1]
+            single = [(site, ratio) for site, ratio in stage if len(site.layers) == 1]
+            stream = ([found] for found in walk.moments([site.layers[0] for site, _ in single])) if single else iter(())
+            for (site, ratio), found in zip(single, stream, strict=True):
+                _fit(site, ratio, found, method, inherited=True)
+            stream = _moments(original, model, [site for site, _ in shared], samples, context)
+            for (site, ratio), found in zip(shared, stream, strict=True):
+                _fit(site, ratio, found, method, inherited=True)
+
+
+def _moments(
+    original: Model, model: Model, sites: Sequence[Site], samples: Samples, context: Context
+) -> Iterator[list[PairedMoments]]:
+    """Yield the moments of each site's layers, wherever these are."""
+    pairs = [Pair.same(layer) for site in sites for layer in site.layers]
+    stream = paired_moments(original, model, pairs, samples, progress=context.progress)
+    return ([next(stream) for _ in site.layers] for site in sites)
+
+
+def _fit(site: Site, ratio: float, found: Sequence[PairedMoments], method: Method, *, inherited: bool) -> None:
+    """Prune one site, in place."""
+    inherited = inherited and method.reconstruct and site.knows_biases
+    problem = problem_of(site, found, method.pattern, inherited=inherited)
+    _write(site, method.solve(problem, ratio), found[0], inherited=inherited)
 
 
 def site_losses(
@@ -186,23 +211,13 @@ def site_losses(
     return found
 
 
-def _in_stages(model: Model, work: Sequence[tuple[Site, float]], most: int) -> list[list[tuple[Site, float, bool]]]:
-    """Return the work in stages, each item with whether no other of its stage comes before it.
-
-    Only such layers may make up for what they inherit: what two layers in a row both make up for is overdone.
-    """
+def _in_stages(model: Model, work: Sequence[tuple[Site, float]]) -> list[list[tuple[Site, float]]]:
+    """Return the work front to back; what is in one stage, of a row of nodes, does not read each other's results."""
     nodes = {id(layer.node) for site, _ in work for layer in site.layers}
     level = levels(model.graph, nodes)
-    placed = sorted(((level[id(site.layers[0].node)], index) for index, (site, _) in enumerate(work)))
-    steps = sorted({step for step, _ in placed})
-    most = min(most, len(steps))
-    stage_of = {step: index * most // len(steps) for index, step in enumerate(steps)}
-    found: list[list[tuple[Site, float, bool]]] = [[] for _ in range(most)]
-    first_step: dict[int, int] = {}
-    for step, index in placed:
-        stage = stage_of[step]
-        found[stage].append((*work[index], first_step.setdefault(stage, step) == step))
-    return found
+    place = {id(node): position for position, node in enumerate(model.graph.nodes)}
+    ordered = sorted(work, key=lambda item: place[id(item[0].layers[0].node)])
+    return [list(stage) for _, stage in groupby(ordered, key=lambda item: level[id(item[0].layers[0].node)])]
 
 
 def _write(site: Site, solved: np.ndarray, moments: PairedMoments, *, inherited: bool) -> None:
