@@ -9,7 +9,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir.graph import bodies
 from graphopt.passes.fold.evaluate import attribute_proto
-from graphopt.passes.fold.ints import Ints, ShapeValues
+from graphopt.passes.fold.ints import Ints
+from graphopt.passes.fold.values import ShapeValues
 from graphopt.passes.fold.workbench import Workbench, is_standard
 from graphopt.shapes import TensorType, TensorTypes, read_type
 

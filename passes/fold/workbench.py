@@ -1,4 +1,4 @@
-"""The graph as rules see it: who uses what, which values are known, and edits that keep names and scopes right."""
+"""Edits of the graph that keep names and scopes right, and a queue of the nodes to look at after them."""
 
 from __future__ import annotations
 
@@ -9,32 +9,21 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.clean import clean, disconnect
-from graphopt.ir.graph import (
-    Constant,
-    Node,
-    Variable,
-    bodies,
-    payload,
-    payload_bytes,
-    tensor_names,
-    walk_graphs,
-    walk_nodes,
-)
+from graphopt.ir.graph import Constant, Node, Variable, bodies, tensor_names, walk_graphs, walk_nodes
 from graphopt.ir.placement import unique_name
 from graphopt.model import Model
-from graphopt.passes.fold.ints import Ints, ShapeValues
 from graphopt.passes.fold.opset import raise_opset
-from graphopt.passes.fold.sizes import array_cost, constant_cost, node_cost
-from graphopt.passes.fold.stated import stated_constant
-from graphopt.shapes import STANDARD_DOMAINS, TensorType, TensorTypes, tensor_types
+from graphopt.passes.fold.sizes import array_cost, node_cost
+from graphopt.passes.fold.view import View, is_standard, label
+from graphopt.shapes import TensorType
 
-MAX_SMALL = 1 << 20  # bytes; what a rule may look at element by element
-_REUSED = 256  # bytes
-_LOOKED_BACK = 32  # nodes
+__all__ = ["LISTED_INITIALIZERS", "Workbench", "is_standard", "label"]
+
 LISTED_INITIALIZERS = 3  # up to this IR version an initializer must be listed as a graph input
+_REUSED = 256  # bytes
 
 
-class Workbench:
+class Workbench(View):
     """A model under rewriting.
 
     Args:
@@ -43,150 +32,29 @@ class Workbench:
         max_opset: Latest operator set that `raise_opset` goes to; 0 for none.
 
     Attributes:
-        model: The model.
-        types: Types that follow from the inputs alone; what the file says about inner tensors is not relied on.
-        values: Integer vectors that are known in part, such as shapes.
         budget: About how many bytes the rewrites so far have saved.
     """
 
     def __init__(self, model: Model, budget: int = 0, max_opset: int = 0) -> None:
-        self.model = model
+        super().__init__(model)
+        self.budget = budget
         self._max_opset = max_opset
-        self.types = TensorTypes()
-        self.values = ShapeValues(self.types)
         self._names: set[str] | None = None
         self._queue: deque[gs.Node] = deque()
         self._queued: set[int] = set()
-        self._graph_of: dict[int, gs.Graph] = {}
-        self._root_of: dict[int, gs.Graph] = {}
-        self._results: dict[int, list[gs.Tensor]] = {}
-        self._removed: dict[int, gs.Node] = {}
         self._edited = False
-        self.budget = budget
         self._made: dict[Hashable, gs.Constant] = {}
         self._count = 0
-        self._stated: dict[int, tuple[gs.Node, gs.Constant | None]] = {}
-
-    # What is there -----------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Bring order, types and values up to date after rewrites, and queue every node."""
         if self._edited:
             clean(self.model.graph)
         self._edited, self._removed = False, {}
-        self.types, _ = tensor_types(self.model, trust_file=False)
-        self.values = ShapeValues(self.types)
-        self._graph_of, self._root_of, self._results = {}, {}, {}
-        for root in (self.model.graph, *self.model.graph.functions):
-            for graph in walk_graphs(root):
-                self._root_of[id(graph)] = root
-                for tensor in graph.outputs:
-                    self._results.setdefault(id(tensor), []).append(tensor)
-                for node in graph.nodes:
-                    self._graph_of[id(node)] = graph
-                    self.values.learn(node, self.opset(node))
+        self.look()
         self._queue.clear()
         self._queued.clear()
         self.touch(self.nodes())
-
-    def nodes(self) -> list[gs.Node]:
-        """Return all nodes that have not been removed, outer scopes first."""
-        roots = (self.model.graph, *self.model.graph.functions)
-        scopes = [graph for root in roots for graph in walk_graphs(root)]
-        return [node for graph in scopes for node in graph.nodes if id(node) not in self._removed]
-
-    def graph_of(self, node: gs.Node) -> gs.Graph:
-        """Return the graph, body or function that the node stands in."""
-        return self._graph_of[id(node)]
-
-    def opset(self, node: gs.Node) -> int:
-        """Return the version of the standard operator set that holds for the node; 0 where none is imported."""
-        return int(self._root_of[id(self._graph_of[id(node)])].opset or 0)
-
-    def in_function(self, node: gs.Node) -> bool:
-        """Return whether the node belongs to a model-local function."""
-        return isinstance(self._root_of[id(self._graph_of[id(node)])], gs.Function)
-
-    def is_alive(self, node: gs.Node) -> bool:
-        """Return whether the node has not been removed."""
-        return id(node) not in self._removed
-
-    def is_result(self, tensor: gs.Tensor) -> bool:
-        """Return whether the tensor is an output of the model, a body or a function."""
-        return id(tensor) in self._results
-
-    def uses(self, tensor: gs.Tensor) -> int:
-        """Return how often the tensor is read, as an input or as a graph output."""
-        return len(tensor.outputs) + len(self._results.get(id(tensor), ()))
-
-    def is_unused(self, node: gs.Node) -> bool:
-        """Return whether nobody reads what the node makes."""
-        return not any(self.uses(tensor) for tensor in node.outputs if not tensor.is_empty())
-
-    def producer(self, tensor: gs.Tensor) -> gs.Node | None:
-        """Return the node that computes the tensor."""
-        return tensor.inputs[0] if tensor.inputs else None
-
-    def only_reader(self, node: gs.Node, tensor: gs.Tensor) -> bool:
-        """Return whether the node alone reads the tensor, once and in the scope it is made in."""
-        producer = self.producer(tensor)
-        if self.uses(tensor) != 1 or producer is None or not tensor.outputs:
-            return False
-        return tensor.outputs[0] is node and self.graph_of(node) is self.graph_of(producer)
-
-    def constant(self, tensor: gs.Tensor | None) -> gs.Constant | None:
-        """Return the constant behind a tensor: itself, or the value of the Constant node that makes it."""
-        if isinstance(tensor, gs.Constant):
-            return tensor
-        if tensor is None or not tensor.inputs:
-            return None
-        node = tensor.inputs[0]
-        if node.op != "Constant" or not is_standard(node):
-            return None
-        if id(node) not in self._stated:
-            self._stated[id(node)] = (node, stated_constant(node.attrs))
-        return self._stated[id(node)][1]
-
-    def array(self, tensor: gs.Tensor | None) -> np.ndarray | None:
-        """Return the values of a constant; None for anything else."""
-        found = self.constant(tensor)
-        if found is None:
-            return None
-        values: np.ndarray = found.values if isinstance(found, Constant) else _load(found)
-        return values
-
-    def small_array(self, tensor: gs.Tensor | None) -> np.ndarray | None:
-        """Return the values of a constant that is no larger than a megabyte."""
-        found = self.constant(tensor)
-        return None if found is None or payload_bytes(found) > MAX_SMALL else self.array(tensor)
-
-    def ints(self, tensor: gs.Tensor | None) -> list[int] | None:
-        """Return the elements of an integer constant as a flat list."""
-        values = self.small_array(tensor)
-        if values is None or values.dtype.kind not in "iu":
-            return None
-        return [int(item) for item in values.reshape(-1)]
-
-    def known(self, tensor: gs.Tensor) -> Ints | None:
-        """Return what is known of an integer vector or scalar."""
-        return self.values[tensor]
-
-    def freed(self, node: gs.Node) -> int:
-        """Return about how many bytes go with the node: what only it needs goes too."""
-        total, stack, seen = 0, [node], {id(node)}
-        while stack and len(seen) <= _LOOKED_BACK:
-            current = stack.pop()
-            total += node_cost(current)
-            for tensor in current.inputs:
-                if self.uses(tensor) != 1:
-                    continue
-                if isinstance(tensor, gs.Constant):
-                    total += constant_cost(tensor)
-                stack.extend(made for made in tensor.inputs if id(made) not in seen and len(made.outputs) == 1)
-                seen.update(id(made) for made in tensor.inputs)
-        return total
-
-    # Edits -------------------------------------------------------------------------------------------------------
 
     def touch(self, nodes: Iterable[gs.Node]) -> None:
         """Queue nodes for (another) look."""
@@ -378,18 +246,3 @@ class Workbench:
             roots = (self.model.graph, *self.model.graph.functions)
             self._names = set().union(*(tensor_names(root) for root in roots))
         return unique_name(wanted, self._names)
-
-
-def is_standard(node: gs.Node) -> bool:
-    """Return whether the operator is one of the ONNX standard."""
-    return (node.domain or "") in STANDARD_DOMAINS
-
-
-def label(node: gs.Node) -> str:
-    """Return what a report calls the node: its name, or the first tensor it makes."""
-    return str(node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op))
-
-
-def _load(constant: gs.Constant) -> np.ndarray:
-    held = payload(constant)
-    return held if isinstance(held, np.ndarray) else held.load()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from graphopt.passes.fold.ints import BROADCASTING
 from graphopt.passes.fold.rules.rule import Outcome, Rule, done
+from graphopt.passes.fold.values import BROADCASTING
 from graphopt.passes.fold.workbench import Workbench, is_standard
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.passes.fold.ints import HANDLERS
+from graphopt.passes.fold.derive import HANDLERS
 from graphopt.passes.fold.rules.rule import Outcome, Rule
 from graphopt.passes.fold.sizes import array_cost
 from graphopt.passes.fold.workbench import Workbench, is_standard
