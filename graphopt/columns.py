@@ -13,6 +13,8 @@ from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 from graphopt.layers import LinearLayer
 
+_FILLS, _STEPS = 9, 10  # opsets since which there is ConstantOfShape, and Slice has steps
+
 
 class ColumnBuilder:
     """Adds nodes that show the inputs of layers as columns, and their moments, to a graph.
@@ -64,6 +66,8 @@ class ColumnBuilder:
 
     def total(self, columns: gs.Tensor) -> str:
         """Make the sum over positions, [groups, rows, 1], an output of the graph; return its name."""
+        if self.graph.opset < _FILLS:
+            return self._shown(self._node("ReduceSum", [columns], np.float32, axes=[2], keepdims=1))
         whole = self._node("Gather", [self._node("Shape", [columns]), self._const(np.array([2]))])
         column = self._node("Concat", [whole, self._const(np.array([1]))], axis=0)
         one = self._node("ConstantOfShape", [column], value=Constant("", np.ones(1, np.float32)))
@@ -105,7 +109,9 @@ class ColumnBuilder:
         return str(tensor.name)
 
     def _thin(self, tensor: gs.Tensor, axis: int, kept: int) -> gs.Tensor:
-        """Keep every n-th position so that at most so many are left."""
+        """Keep every n-th position so that at most so many are left; the first ones where no operator can do that."""
+        if self.graph.opset < _STEPS:
+            return self._node("Slice", [tensor], axes=[axis], starts=[0], ends=[kept])
         size = self._node("Gather", [self._node("Shape", [tensor]), self._const(np.array([axis]))])
         step = self._node("Div", [self._node("Sub", [size, self._const(np.array([1]))]), self._const(np.array([kept]))])
         step = self._node("Add", [step, self._const(np.array([1]))])  # at least 1, also of an empty tensor

@@ -49,12 +49,14 @@ class LayerMoments:
         second: Second moment of its inputs, float64 [groups, inputs, inputs].
         mean: Their mean, float64 [groups, inputs].
         count: Number of positions that it is the mean over.
+        left_out: Samples that are not in it, as not all that they give is finite.
     """
 
     layer: LinearLayer
     second: np.ndarray
     mean: np.ndarray
     count: int = 0
+    left_out: int = 0
 
     @property
     def covariance(self) -> np.ndarray:
@@ -99,6 +101,7 @@ class PairedMoments:
         energy: ``E t^2``, float64 [groups, rows].
         count: Number of positions.
         folds: The same for each share of the samples, to fit on some and judge on others; empty for a single share.
+        left_out: Samples that are not in them, as not all that they give is finite.
     """
 
     layer: LinearLayer
@@ -109,6 +112,7 @@ class PairedMoments:
     energy: np.ndarray
     count: int
     folds: tuple[PairedMoments, ...] = field(default=(), repr=False)
+    left_out: int = 0
 
     @property
     def centred(self) -> PairedMoments:
@@ -122,6 +126,7 @@ class PairedMoments:
             np.maximum(self.energy - self.target_mean**2, 0.0),
             self.count,
             tuple(fold.centred for fold in self.folds),
+            self.left_out,
         )
 
 
@@ -143,6 +148,7 @@ def merged(parts: Sequence[PairedMoments]) -> PairedMoments:
         energy=mean("energy"),
         count=sum(counts),
         folds=tuple(parts) if len(parts) > 1 else (),
+        left_out=sum(part.left_out for part in parts),
     )
 
 
@@ -179,7 +185,7 @@ def layer_moments(
                     tally.add(found)
         for layer, tally in zip(batch, tallies, strict=True):
             second, mean = tally.means()
-            yield LayerMoments(layer, second, mean[..., 0], tally.count)
+            yield LayerMoments(layer, second, mean[..., 0], tally.count, tally.left_out)
 
 
 def paired_moments(
@@ -232,7 +238,8 @@ def paired_moments(
 
 def _paired(layer: LinearLayer, tally: Tally) -> PairedMoments:
     second, mean, cross, target_mean, energy = tally.means()
-    return PairedMoments(layer, second, mean[..., 0], cross, target_mean[..., 0], energy[..., 0], tally.count)
+    means = second, mean[..., 0], cross, target_mean[..., 0], energy[..., 0]
+    return PairedMoments(layer, *means, tally.count, left_out=tally.left_out)
 
 
 def _paired_bytes(layer: LinearLayer) -> int:

@@ -18,17 +18,26 @@ ItemT = TypeVar("ItemT")
 
 
 class Tally:
-    """Sums of one layer, in float64; the last of the names is that of the number of positions."""
+    """Sums of one layer, in float64; the last of the names is that of the number of positions.
+
+    Attributes:
+        count: Positions that the sums are over.
+        left_out: Samples whose sums were not finite, which no sum holds.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._sums: list[np.ndarray] = []
         self.count = 0
+        self.left_out = 0
 
     def add(self, found: dict[str, np.ndarray]) -> None:
         """Add one sample."""
         *sums, count = (found[name] for name in self._names)
         self._sums = self._sums or [np.zeros(item.shape) for item in sums]
+        if not all(np.isfinite(item).all() for item in sums):
+            self.left_out += 1
+            return
         for total, item in zip(self._sums, sums, strict=True):
             total += item
         self.count += int(count)

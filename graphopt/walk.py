@@ -69,6 +69,8 @@ class Walk:
         Raises:
             ModelError: A model cannot run on a sample.
         """
+        if not layers:
+            return
         places = [self._sides[1].position(layer.node) for layer in layers]
         self._advance(min(places))
         wanted = [layer.node.outputs[0].name for layer in layers]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, get_args
 
 import numpy as np
+import onnx
 import pytest
 
 from graphopt.base import PassReport
@@ -20,7 +22,8 @@ from graphopt.model import Model
 from graphopt.passes.prune import Prune
 from graphopt.passes.prune.allocate import Curve, share_out
 from graphopt.passes.prune.levels import levels
-from graphopt.samples import Samples, random_samples
+from graphopt.passes.prune.options import Criterion
+from graphopt.samples import Samples, open_samples, random_samples
 from graphopt.targets import get_target
 from tests.test_prune import model_of, random, values
 
@@ -294,3 +297,69 @@ def test_inputs_that_are_always_zero_do_not_damp_the_others() -> None:
     assert np.allclose(damped(padded)[:24, :24], alone)
     assert (np.diag(damped(padded))[24:] > 0).all()
     assert np.array_equal(damped(np.zeros((2, 3, 3))), np.broadcast_to(1.01 * np.eye(3), (2, 3, 3)))
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2of4", "block"])
+@pytest.mark.parametrize("criterion", get_args(Criterion))
+@pytest.mark.parametrize("reconstruct", [True, False])
+def test_every_criterion_goes_with_every_pattern(pattern: str, criterion: Any, reconstruct: bool) -> None:
+    if criterion == "variance" and pattern != "block":
+        pytest.skip("of groups only")
+    model = two()
+    report = run(model, ratio=0.5, pattern=pattern, criterion=criterion, reconstruct=reconstruct, scope="layer")
+    assert report.metrics["sparsity"] == 0.5
+
+
+def test_criteria_are_listed_with_their_sources() -> None:
+    listed = Prune.parts()
+    assert {name.removeprefix("criterion=") for name in listed} == {*get_args(Criterion)} - {"auto"}
+    assert all(re.search(r"arXiv:\d{4}\.\d{5}|19\d\d|20\d\d|control", text) for text in listed.values())
+
+
+def test_samples_that_are_not_finite_are_left_out() -> None:
+    model = two()
+    good = list(samples_of(model, 8))
+    spoilt = [dict(good[0], x=np.full_like(good[0]["x"], np.nan)), *good]
+    found = []
+    for feeds in (good, spoilt):
+        fitted, target = model.copy(), get_target("cpu")
+        samples = open_samples(lambda feeds=feeds: feeds, model.interface)
+        context = Context(target, Evaluator(model.copy(), target, samples=samples), samples)
+        report = Prune(ratio=0.5, scope="layer").run(fitted, context)
+        found.append(values(fitted, "a"))
+    assert "1 of the samples are not used: they give values that are not finite" in report.notes
+    assert np.array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9, 11])
+def test_old_opsets_are_fitted(opset: int) -> None:
+    text = """m (float[1,8,9,9] x) => (float[1,4] y) {
+        h = Conv(x, w)  g = GlobalAveragePool(h)  f = Flatten(g)  y = Gemm(f, v, b)
+    }"""
+    proto = model_of(text, w=random(8, 8, 3, 3), v=random(8, 4), b=random(4)).to_proto()
+    proto.opset_import[0].version, proto.ir_version = opset, 3 if opset < 9 else 4
+    if opset < 9:
+        proto.graph.input.extend(
+            onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims) for item in proto.graph.initializer
+        )
+    model = Model.from_proto(proto)
+    assert run(model, ratio=0.5).metrics["fitted"] == 2
+
+
+def test_every_weight_that_changes_counts() -> None:
+    model = two()
+    before = {constant.name: constant.values for constant in constants(model.graph)}
+    report = run(model, ratio=0.02, scope="global")
+    assert report.changed == sum(not np.array_equal(values(model, name), before[name]) for name in ("a", "c"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"threshold": 0.1, "ratio": 0.5}, "exclude each other"),
+        ({"block": "8x1"}, "block is the size of the blocks of pattern=block"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Prune(**options)

@@ -6,7 +6,7 @@ now, so that it makes up for the layers before it as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -14,13 +14,13 @@ import numpy as np
 
 from graphopt.biases import Bias, find_bias, fixed_bias
 from graphopt.compensate import Pattern, damped
-from graphopt.compensate.problem import SparseProblem, obs_score
+from graphopt.compensate.problem import SparseProblem
 from graphopt.context import Context
 from graphopt.layers import LinearLayer
 from graphopt.model import Model
 from graphopt.moments import Pair, PairedMoments, layer_moments, paired_moments
-from graphopt.passes.prune.criteria import wanda
 from graphopt.passes.prune.levels import levels
+from graphopt.passes.prune.scores import score_of
 from graphopt.passes.prune.weights import Weight
 from graphopt.samples import Samples
 from graphopt.walk import Walk
@@ -36,28 +36,24 @@ class Method:
 
     Attributes:
         pattern: Where zeros may stand.
-        criterion: obs, wanda, fluctuation, l1 or another name of magnitude.
+        criterion: Its name.
         reconstruct: Whether what stays is fitted to the original outputs.
+        rng: Returns the generator for a weight's name.
         rough: Whether it is a trial: in one stage, on fewer samples, and without the last step of the fit.
     """
 
     pattern: Pattern
     criterion: str
     reconstruct: bool
+    rng: Callable[[str], np.random.Generator]
     rough: bool = False
 
-    def solve(self, problem: SparseProblem, ratio: float) -> np.ndarray:
-        """Return the sparse weights of a layer, [groups, rows, inputs]."""
+    def solve(self, problem: SparseProblem, ratio: float, name: str) -> np.ndarray:
+        """Return the sparse weights of a layer, [groups, rows, inputs]; the name is the weight's."""
         if self.criterion == "obs" and self.reconstruct:
             return problem.fit(ratio, refit=not self.rough)
-        return problem.masked(ratio, _SCORES[self.criterion], refit=self.reconstruct and not self.rough)
-
-
-def _wanda(weights: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    return wanda(weights, np.diag(moment))
-
-
-_SCORES = {"obs": obs_score, "wanda": _wanda, "fluctuation": _wanda, "l1": lambda weights, _: np.abs(weights)}
+        score = score_of(self.criterion, self.pattern, self.rng(name))
+        return problem.masked(ratio, score, refit=self.reconstruct and not self.rough)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +140,8 @@ def fit_sites(
     work: Sequence[tuple[Site, float]],
     method: Method,
     context: Context,
-) -> None:
-    """Prune the sites, in place and front to back, each by its ratio.
+) -> int:
+    """Prune the sites, in place and front to back, each by its ratio; return how many samples could not be used.
 
     Args:
         original: The model before the pass.
@@ -158,19 +154,28 @@ def fit_sites(
     samples = context.samples.take(min(_TRIAL_SAMPLES if method.rough else _SAMPLES, len(context.samples)))
     if method.rough:
         stream = _moments(original, model, [site for site, _ in work], samples, context)
-        for (site, ratio), found in zip(work, stream, strict=True):
-            _fit(site, ratio, found, method, inherited=False)
-        return
+        return _fit_all(work, stream, method, inherited=False)
+    left_out = 0
     with Walk(original, model, samples, context.progress) as walk:
         for stage in _in_stages(model, work):
             shared = [(site, ratio) for site, ratio in stage if len(site.layers) > 1]
             single = [(site, ratio) for site, ratio in stage if len(site.layers) == 1]
-            stream = ([found] for found in walk.moments([site.layers[0] for site, _ in single])) if single else iter(())
-            for (site, ratio), found in zip(single, stream, strict=True):
-                _fit(site, ratio, found, method, inherited=True)
-            stream = _moments(original, model, [site for site, _ in shared], samples, context)
-            for (site, ratio), found in zip(shared, stream, strict=True):
-                _fit(site, ratio, found, method, inherited=True)
+            near = ([found] for found in walk.moments([site.layers[0] for site, _ in single]))
+            far = _moments(original, model, [site for site, _ in shared], samples, context)
+            for part, stream in ((single, near), (shared, far)):
+                left_out = max(left_out, _fit_all(part, stream, method, inherited=True))
+    return left_out
+
+
+def _fit_all(
+    work: Sequence[tuple[Site, float]], stream: Iterator[list[PairedMoments]], method: Method, *, inherited: bool
+) -> int:
+    """Prune sites by the moments of their layers, in place; return how many samples no moment holds."""
+    left_out = 0
+    for (site, ratio), found in zip(work, stream, strict=True):
+        _fit(site, ratio, found, method, inherited=inherited)
+        left_out = max(left_out, *(moments.left_out for moments in found))
+    return left_out
 
 
 def _moments(
@@ -184,9 +189,10 @@ def _moments(
 
 def _fit(site: Site, ratio: float, found: Sequence[PairedMoments], method: Method, *, inherited: bool) -> None:
     """Prune one site, in place."""
-    inherited = inherited and method.reconstruct and site.knows_biases
+    known = site.knows_biases and all(moments.count for moments in found)
+    inherited = inherited and method.reconstruct and known
     problem = problem_of(site, found, method.pattern, inherited=inherited)
-    _write(site, method.solve(problem, ratio), found[0], inherited=inherited)
+    _write(site, method.solve(problem, ratio, site.weight.name), found[0], inherited=inherited)
 
 
 def site_losses(

@@ -47,20 +47,22 @@ def prune_masks(model: Model, context: Context, options: Prune) -> PassReport:
     reason = _objection(model, options, context)
     if reason:
         return PassReport(0, (Skip("model", reason),))
-    before = [count_zeros(weight) for weight in weights]
+    before = sum(count_zeros(weight) for weight in weights)
+    held = Snapshot.of(weight.constant for weight in weights)
     pruner = Pruner.of(model, context, options, pattern, weights)
     notes = pruner.run()
-    gains = [count_zeros(weight) - zeros for weight, zeros in zip(weights, before, strict=True)]
-    size = sum(weight.size for weight in weights)
+    zeros, size = sum(count_zeros(weight) for weight in weights), sum(weight.size for weight in weights)
     metrics = {
         "tensors": len(weights),
         "fitted": len(pruner.sites),
         "weights": size,
-        "zeros_before": sum(before),
-        "zeros": sum(before) + sum(gains),
-        "sparsity": (sum(before) + sum(gains)) / size if size else 0.0,
+        "zeros_before": before,
+        "zeros": zeros,
+        "sparsity": zeros / size if size else 0.0,
     }
-    changed = sum(1 for gain in gains if gain)
+    changed = held.replaced()
+    if pruner.left_out:
+        notes = (*notes, f"{pruner.left_out} of the samples are not used: they give values that are not finite")
     notes = (*_notes(metrics), *notes) if changed else notes
     return PassReport(changed, (*skipped, *unfit), metrics, notes)
 
@@ -87,6 +89,7 @@ class Pruner:
         pattern: Where zeros may stand.
         weights: Weights that the pattern fits.
         sites: Those among them that are fitted to what their layers read, by id of the constant.
+        left_out: Samples that could not be used, as not all that they give is finite.
     """
 
     model: Model
@@ -96,6 +99,7 @@ class Pruner:
     pattern: Pattern
     weights: Sequence[Weight]
     sites: dict[int, Site]
+    left_out: int = 0
 
     @classmethod
     def of(cls, model: Model, context: Context, options: Prune, pattern: Pattern, weights: Sequence[Weight]) -> Pruner:
@@ -135,7 +139,9 @@ class Pruner:
             else:
                 zero_smallest([weight], part, self._scorer)
         if work:
-            fit_sites(self.original, self.model, work, replace(self._method, rough=rough), self.context)
+            method = replace(self._method, rough=rough)
+            left_out = fit_sites(self.original, self.model, work, method, self.context)
+            self.left_out = max(self.left_out, left_out)
 
     def _attempt(self, ratio: float, *, final: bool) -> None:
         """Prune as a search asks for: roughly while it looks around."""
@@ -217,12 +223,15 @@ class Pruner:
     @property
     def _method(self) -> Method:
         criterion = "obs" if self.options.criterion == "auto" else self.options.criterion
-        return Method(self.pattern, criterion, self.options.reconstruct)
+        return Method(self.pattern, criterion, self.options.reconstruct, self._rng)
 
     @property
     def _scorer(self) -> Scorer:
         named = "l1" if self.options.criterion in (*NEED_SAMPLES, "auto") else self.options.criterion
-        return Scorer(self.pattern, named, lambda name: self.context.rng(f"prune/{name}"))
+        return Scorer(self.pattern, named, self._rng)
+
+    def _rng(self, name: str) -> np.random.Generator:
+        return self.context.rng(f"prune/{name}")
 
 
 def _looks_at_inputs(options: Prune) -> bool:

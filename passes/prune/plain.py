@@ -11,12 +11,12 @@ import numpy as np
 
 from graphopt.compensate import Blocks, NofM, Pattern
 from graphopt.passes.prune import criteria
+from graphopt.passes.prune.scores import GROUPED
 from graphopt.passes.prune.selection import Cut, find_cut, first_ties, score_keys
 from graphopt.passes.prune.weights import Weight
 
 _CHUNK = 2**20  # weights scored at a time
 _LAST = 2**64 - 1  # above every bit pattern: all ties belong to the cut
-_GROUPED = {"l1": criteria.l1, "l2": criteria.l2, "max-norm": criteria.max_norm, "variance": criteria.variance}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Scorer:
             return criteria.random(np.asarray(groups.any(axis=1)), self.rng(weight.name))
         if self.criterion == "lamp":
             return criteria.lamp(criteria.l2(groups))
-        return _GROUPED[self.criterion](groups)
+        return GROUPED[self.criterion](groups)
 
 
 def zero_smallest(weights: Sequence[Weight], ratio: float, scorer: Scorer) -> None:

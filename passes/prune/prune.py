@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -12,6 +13,9 @@ from graphopt.model import Model
 from graphopt.passes.prune.channels import prune_channels
 from graphopt.passes.prune.masks import prune_masks
 from graphopt.passes.prune.options import CHANNELS, Criterion, Scope, Unit, parse_pattern
+from graphopt.passes.prune.scores import meanings
+
+_BLOCK = "4x4"  # outputs times inputs
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Prune(Pass):
     of: Unit = "weights"
     criterion: Criterion = "auto"
     scope: Scope = "adaptive"
-    block: str = "4x4"
+    block: str = _BLOCK
     threshold: float | None = None
     reconstruct: bool = True
     embeddings: bool = False
@@ -86,6 +90,15 @@ class Prune(Pass):
             raise ValueError("criterion=variance compares groups of weights: use pattern=block or channels")
         if self.threshold is not None and (self.threshold < 0 or isinstance(pattern, NofM)):
             raise ValueError("threshold must be at least 0 and goes with pattern=unstructured or block")
+        if self.threshold is not None and self.ratio != "auto":
+            raise ValueError("threshold and ratio exclude each other: either says how much goes")
+        if self.block != _BLOCK and self.pattern != "block":
+            raise ValueError("block is the size of the blocks of pattern=block")
+
+    @classmethod
+    def parts(cls) -> Mapping[str, str]:
+        """Return the criteria, each with what it is and its source."""
+        return meanings()
 
     def run(self, model: Model, context: Context) -> PassReport:
         """Prune in place; see the class."""

@@ -30,6 +30,10 @@ class Snapshot:
         """Return the present weights; they are not copied, as nobody writes into them."""
         return cls(tuple((constant, payload(constant)) for constant in constants))
 
+    def replaced(self) -> int:
+        """Return how many constants hold something else by now."""
+        return sum(1 for constant, held in self.held if payload(constant) is not held)
+
     def restore(self) -> None:
         """Give every constant its weights back."""
         for constant, held in self.held:
