@@ -113,17 +113,26 @@ def main() -> None:
 @click.option("--ratio", "ratios", type=float, multiple=True, default=(0.15, 0.3), show_default=True)
 @click.option("--method", "methods", multiple=True, default=(OURS, UNFITTED, FILTERS, *PEERS), show_default=True)
 @click.option("--samples", "count", type=int, default=64, show_default=True, help="How many of them, at most.")
+@click.option("--evaluator", "assigned", multiple=True, help="NAME=X: judge model NAME with eval_X.py.")
 @click.option("--python", "peers", default=sys.executable, help="Interpreter that has onnxsim.")
 def make(
-    folder: Path, keep: Path, only: str, ratios: Sequence[float], methods: Sequence[str], count: int, peers: str
+    folder: Path,
+    keep: Path,
+    only: str,
+    ratios: Sequence[float],
+    methods: Sequence[str],
+    count: int,
+    assigned: Sequence[str],
+    peers: str,
 ) -> None:
     """Prune the models of FOLDER into KEEP."""
+    evaluators = dict(item.split("=", 1) for item in assigned)
     keep.mkdir(parents=True, exist_ok=True)
     for path in sorted((folder / "models").glob("*.onnx")):
         data = find_samples(folder, path.stem)
         if data is None or not fnmatch.fnmatch(path.stem, only):
             continue
-        case = _folded(path, data, keep, count, find_evaluator(folder, path.stem, None))
+        case = _folded(path, data, keep, count, find_evaluator(folder, path.stem, evaluators.get(path.stem)))
         for ratio in ratios:
             for method in methods:
                 _make(case, keep, ratio, method, peers)

@@ -12,9 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from graphopt.cost import figures
 from graphopt.ir.clean import clean
 from graphopt.model import Model
+from graphopt.passes.prune.channels.branches import end_branches, fill_means
 from graphopt.passes.prune.channels.costs import mac_costs, weight_costs
 from graphopt.passes.prune.channels.dependencies import Dependencies, find_dependencies
-from graphopt.passes.prune.channels.removal import remove_classes
+from graphopt.passes.prune.channels.removal import remove_classes, rows_left
+from graphopt.passes.prune.channels.rotation import turn, turnings
+from graphopt.progress import SilentProgress
+from graphopt.samples import random_samples
 from graphopt.shapes import shapes_for
 from tests.graphs import models
 from tests.helpers import assert_same_outputs, outputs_of, parse, random_feeds
@@ -153,6 +157,23 @@ CASES: dict[str, tuple[Text, dict[str, int]]] = {
     ),
 }
 
+STREAM = Text(
+    "float[N, 3, 6, 6] x",
+    "float[N, 2, 6, 6] y",
+    "s = Conv(x, a, ab) h = Conv(s, e, eb) r = Relu(h) p = Conv<pads = [1,1,1,1]>(r, w, wb) z = Add(p, s) "
+    "k = Conv<pads = [1,1,1,1]>(z, f) q = Relu(k) o = Conv(q, g) u = Add(o, z) y = Conv(u, b)",
+    a=(4, 3, 1, 1),
+    ab=(4,),
+    e=(6, 4, 1, 1),
+    eb=(6,),
+    w=(4, 6, 3, 3),
+    wb=(4,),
+    f=(5, 4, 3, 3),
+    g=(4, 5, 1, 1),
+    b=(2, 4, 1, 1),
+)
+CASES["residual branches"] = (STREAM, {"s": 4, "h": 6, "k": 5})
+
 HEADS = Text(
     "float[2, 3, 4] x, int64[4] heads, int64[3] whole",
     "float[2, 3, 4] y",
@@ -188,10 +209,10 @@ def silenced(model: Model, found: Dependencies, gone: np.ndarray) -> None:
 
 
 def chosen(found: Dependencies, rng: np.random.Generator) -> np.ndarray:
-    """Return some classes of every group, never all of one."""
+    """Return some classes of every group, all only of those that can end."""
     gone = np.zeros(found.size, bool)
     for group in found.groups:
-        count = int(rng.integers(1, len(group.classes)))
+        count = int(rng.integers(1, len(group.classes) + group.ends))
         gone[rng.choice(group.classes, count, replace=False)] = True
     return gone
 
@@ -204,6 +225,8 @@ def check_law(model: Model, seed: int = 3) -> Model:
     smaller = model.copy()
     again = find_dependencies(smaller, shapes)
     assert remove_classes(smaller, again, gone) > 0
+    ended = end_branches(smaller, again.uses, gone)
+    fill_means(ended, model, rows_left(found.uses, gone), random_samples(model.interface, count=1))
     clean(smaller.graph)
     feeds = random_feeds(model.to_proto(), 1)
     assert_same_outputs(outputs_of(smaller, feeds), outputs_of(model, feeds), rtol=1e-4, atol=1e-5)
@@ -232,3 +255,76 @@ def test_channels_of_generated_models(proto: onnx.ModelProto) -> None:
     infer = shapes_for(model, random_feeds(proto, 0))
     if find_dependencies(model, infer).groups:
         check_law(model)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whole_branches_can_go(seed: int) -> None:
+    found, _ = followed(STREAM.model())
+    assert {group.name for group in found.groups if group.ends} == {"h", "k"}
+    model = STREAM.model()
+    gone = np.zeros(found.size, bool)
+    ending = [group for group in found.groups if group.ends]
+    gone[ending[seed % 2].classes] = True
+    gone[next(group for group in found.groups if group.name == "s").classes[:seed]] = True
+    found, _ = followed(model)
+    silenced(model, found, gone)
+    smaller = model.copy()
+    again, _ = followed(smaller)
+    remove_classes(smaller, again, gone)
+    ended = end_branches(smaller, again.uses, gone)
+    fill_means(ended, model, rows_left(found.uses, gone), random_samples(model.interface, count=2))
+    clean(smaller.graph)
+    assert len(smaller.graph.nodes) == len(model.graph.nodes) - 3
+    feeds = random_feeds(model.to_proto(), 1)
+    assert_same_outputs(outputs_of(smaller, feeds), outputs_of(model, feeds), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        ("z = Add(p, s)", "z = Mul(p, s)"),  # a branch that scales is no branch that is added
+        ("z = Add(p, s)", "c = Relu(p) z = Add(c, s)"),
+        (
+            "p = Conv<pads = [1,1,1,1]>(r, w, wb) z = Add(p, s)",
+            "t = ReduceMean(s) z = Conv<pads = [1,1,1,1]>(r, w, wb)",
+        ),
+    ],
+)
+def test_a_branch_that_is_not_just_added_keeps_channels(was: str, becomes: str) -> None:
+    text = STREAM.text.replace(was, becomes)
+    assert text != STREAM.text
+    found, _ = followed(Model.from_proto(parse(text)))
+    assert {group.name for group in found.groups if group.ends} == {"k"}
+
+
+def turned(text: str) -> dict[str, np.ndarray]:
+    """Turn all groups that can be, hold the outputs against those of before, and return the matrices by group."""
+    model = Model.from_proto(parse(text))
+    found, _ = followed(model)
+    matrices = turnings(model, found, random_samples(model.interface, count=4), SilentProgress())
+    other = model.copy()
+    again, _ = followed(other)
+    turn(other, again, matrices)
+    feeds = random_feeds(model.to_proto(), 1)
+    assert_same_outputs(outputs_of(other, feeds), outputs_of(model, feeds), rtol=1e-3, atol=1e-4)
+    return {found.groups[index].name: matrix for index, matrix in matrices.items()}
+
+
+def test_turned_channels_change_no_output() -> None:
+    matrices = turned(STREAM.text)
+    assert set(matrices) == {"s"}
+    assert not np.allclose(matrices["s"], np.diag(np.diag(matrices["s"])))
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        ("z = Add(p, s)", "c = Relu(s) z = Add(p, c)"),
+        ("z = Add(p, s)", "c = Constant<value_float = 0.5>() d = Add(s, c) z = Add(p, d)"),
+        ("u = Add(o, z)", "m = ReduceMean<axes = [1], keepdims = 1>(z) n = Add(o, m) u = Add(n, z)"),
+    ],
+)
+def test_channels_that_are_treated_one_by_one_or_alike_are_not_turned(was: str, becomes: str) -> None:
+    text = STREAM.text.replace(was, becomes)
+    assert text != STREAM.text
+    assert turned(text) == {}

@@ -33,7 +33,7 @@ def curve(size: int, multiple: int, losses: np.ndarray) -> Curve:
         multiple: Of how many classes a multiple stays.
         losses: Loss once 1, 2, ... of them have gone.
     """
-    kept = np.arange(multiple, size, multiple)[::-1]
+    kept = np.arange(0, size, multiple)[::-1]
     kept = kept[size - kept <= len(losses)]
     options = np.concatenate([[0], size - kept])
     return Curve(size, options, np.concatenate([[0.0], np.maximum.accumulate(losses[options[1:] - 1])]))
@@ -43,8 +43,8 @@ def allocate(curves: Sequence[Curve], costs: Costs, ratio: float) -> list[int]:
     """Return how many classes of each group go, so that the cost falls by a ratio.
 
     Greedy: the next step is the one that loses least for what it saves, steps being those to any later point of a
-    curve, so that a dear step before cheap ones is no wall. Afterwards steps that turn out not to be needed are taken
-    back, the dearest first.
+    curve, so that what is dear to begin and cheap to finish, as a whole branch is, has its chance. What has then gone
+    too much is given back where that gains most.
 
     Args:
         curves: One a group.
@@ -59,9 +59,9 @@ def allocate(curves: Sequence[Curve], costs: Costs, ratio: float) -> list[int]:
         ]
         if not steps:
             break
-        place[:] = _best(curves, costs, place, steps)
-    for index in sorted(range(len(curves)), key=lambda i: -float(curves[i].losses[place[i]])):
-        place = _given_back(curves, costs, place, index, target)
+        place = _best(curves, costs, place, steps)
+    while (less := _given_back(curves, costs, place, target)) is not None:
+        place = less
     return [int(item.options[at]) for item, at in zip(curves, place, strict=True)]
 
 
@@ -82,26 +82,35 @@ def _left(curves: Sequence[Curve], place: np.ndarray) -> np.ndarray:
 
 
 def _best(curves: Sequence[Curve], costs: Costs, place: np.ndarray, steps: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return the places after the step that loses least for what it saves; of a long step, its first part only."""
-    now = _left(curves, place)
-    after = np.repeat(now[None], len(steps), axis=0)
-    for row, (index, later) in enumerate(steps):
-        after[row, index] = 1.0 - curves[index].options[later] / curves[index].size
-    saved = float(costs.total(now)) - costs.total(after)
+    """Return the places after the step that loses least for what it saves."""
+    saved = float(costs.total(_left(curves, place))) - costs.total(_after(curves, place, steps))
     lost = np.array([curves[index].losses[later] - curves[index].losses[place[index]] for index, later in steps])
     price = np.where(saved > 0, (lost + 1e-12) / np.maximum(saved, 1e-300), np.inf)
-    index, _ = steps[int(np.argmin(price))]
+    index, later = steps[int(np.argmin(price))]
     moved = place.copy()
-    moved[index] += 1
+    moved[index] = later
     return moved
 
 
-def _given_back(curves: Sequence[Curve], costs: Costs, place: np.ndarray, index: int, target: float) -> np.ndarray:
-    """Return the places with as much of one group given back as the target allows."""
-    while place[index] > 0:
-        less = place.copy()
-        less[index] -= 1
-        if float(costs.total(_left(curves, less))) > target * (1 + 1e-9):
-            break
-        place = less
-    return place
+def _given_back(curves: Sequence[Curve], costs: Costs, place: np.ndarray, target: float) -> np.ndarray | None:
+    """Return the places after the step back that gains most among those that the target allows, or None."""
+    steps = [(index, earlier) for index, at in enumerate(place) for earlier in range(at)]
+    if not steps:
+        return None
+    allowed = costs.total(_after(curves, place, steps)) <= target * (1 + 1e-9)
+    gained = np.array([curves[index].losses[place[index]] - curves[index].losses[earlier] for index, earlier in steps])
+    gained[~allowed] = -1.0
+    best = int(np.argmax(gained))
+    if gained[best] < 0:
+        return None
+    moved = place.copy()
+    moved[steps[best][0]] = steps[best][1]
+    return moved
+
+
+def _after(curves: Sequence[Curve], place: np.ndarray, steps: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return the fraction of each group that is left after each step, [steps, groups]."""
+    after = np.repeat(_left(curves, place)[None], len(steps), axis=0)
+    for row, (index, to) in enumerate(steps):
+        after[row, index] = 1.0 - curves[index].options[to] / curves[index].size
+    return after

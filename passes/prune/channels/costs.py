@@ -32,7 +32,7 @@ class Costs:
 
     def total(self, left: np.ndarray) -> np.ndarray:
         """Return the cost once a part of each group is left, [...], for fractions [..., groups]."""
-        factors = 1.0 - np.einsum("tfg,...g->...tf", self.shares, 1.0 - left)
+        factors = 1.0 - np.tensordot(1.0 - left, self.shares, axes=([-1], [2]))  # [..., terms, factors]
         return self.fixed + np.asarray(np.prod(factors, axis=-1) @ self.base)
 
 

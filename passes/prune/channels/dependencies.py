@@ -10,8 +10,14 @@ import onnx_graphsurgeon as gs
 
 from graphopt.base import Skip
 from graphopt.model import Model
+from graphopt.passes.prune.channels.branches import can_end
 from graphopt.passes.prune.channels.rules import RULES
 from graphopt.passes.prune.channels.tracker import Count, Tracker, Use, Work, captured, label
+
+_LINEAR = (
+    "Add AveragePool Concat Conv Flatten Gemm GlobalAveragePool Identity MatMul ReduceMean ReduceSum Reshape Slice "
+    "Split Squeeze Sub Sum Transpose Unsqueeze"
+)  # operators that commute with a mixing of the channels that they read, or take them
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +28,13 @@ class Group:
         name: The layer that gives them.
         classes: Their numbers, in the order of that layer's output.
         width: Channels of that layer for each class: 1, or the width of a head.
+        ends: Whether all of them can go; else at least one class stays.
     """
 
     name: str
     classes: np.ndarray
     width: int
+    ends: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +47,7 @@ class Dependencies:
         works: Nodes with work, likewise.
         groups: What can be removed.
         size: Number of classes; those in no group stay.
+        bent: Whether something other than a sum treats each class by itself, bool [size]; else they may be mixed.
         skips: Where channels cannot be followed, and why.
     """
 
@@ -47,6 +56,7 @@ class Dependencies:
     works: tuple[Work, ...]
     groups: tuple[Group, ...]
     size: int
+    bent: np.ndarray
     skips: tuple[Skip, ...]
 
 
@@ -71,7 +81,15 @@ def find_dependencies(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> De
     counts = tuple(Count(item.node, label_of[item.atoms], item.write) for item in tracker.counts)
     works = tuple(Work(work.node, tuple(label_of[factor] for factor in work.factors)) for work in tracker.works)
     skips = tuple(dict.fromkeys(tracker.skips))
-    return Dependencies(uses, counts, works, _groups(uses, free), len(free), skips)
+    bent = np.zeros(len(free), bool)
+    for atoms in tracker.bent:
+        bent[label_of[atoms]] = True
+    shown = {id(tensor) for tensor in model.graph.outputs}
+    groups = tuple(
+        Group(name, classes, width, can_end(classes, uses, tracker.shape, shown))
+        for name, classes, width in _groups(uses, free)
+    )
+    return Dependencies(uses, counts, works, groups, len(free), bent, skips)
 
 
 def _follow(node: gs.Node, tracker: Tracker) -> None:
@@ -80,6 +98,8 @@ def _follow(node: gs.Node, tracker: Tracker) -> None:
         layout = tracker.layout(tensor)
         if layout is not None:
             tracker.lock(layout.atoms, label(node), "its bodies read the channels")
+    if node.op not in _LINEAR.split():
+        tracker.bent.extend(layout.atoms for layout in map(tracker.layout, node.inputs) if layout is not None)
     rule = RULES.get(node.op) if (node.domain or "") in ("", "ai.onnx") else None
     if rule is not None:
         rule(node, tracker)
@@ -93,10 +113,13 @@ def _lock_constant(tensor: gs.Constant, tracker: Tracker) -> None:
             tracker.lock(use.atoms, tensor.name, "it is a weight and an output of the model")
 
 
-def _groups(uses: tuple[Use, ...], free: np.ndarray) -> tuple[Group, ...]:
+def _groups(uses: tuple[Use, ...], free: np.ndarray) -> list[tuple[str, np.ndarray, int]]:
     """Sort the free classes by the uses they occur in: those with the same uses, as often, are one group.
 
     A class must be given by a layer, else it is no channel at all, and one that nothing takes is no loss.
+
+    Returns:
+        Name, classes and width of each; see `Group`.
     """
     size = len(free)
     marks = np.random.default_rng(0).integers(1, 2**62, len(uses), dtype=np.int64).astype(np.uint64)
@@ -105,7 +128,7 @@ def _groups(uses: tuple[Use, ...], free: np.ndarray) -> tuple[Group, ...]:
     for use, mark in zip(uses, marks, strict=True):
         signature += np.bincount(use.atoms, minlength=size).astype(np.uint64) * mark
         given[use.atoms] |= use.role == "gives"
-    groups: dict[int, Group] = {}
+    groups: dict[int, tuple[str, np.ndarray, int]] = {}
     for use in uses:
         if use.role != "gives":
             continue
@@ -113,5 +136,5 @@ def _groups(uses: tuple[Use, ...], free: np.ndarray) -> tuple[Group, ...]:
         for mark in np.unique(signature[members]):
             found = members[signature[members] == mark]
             classes = found[np.sort(np.unique(found, return_index=True)[1])]
-            groups.setdefault(int(mark), Group(label(use.node), classes, len(found) // len(classes)))
-    return tuple(group for group in groups.values() if len(group.classes) > 1)
+            groups.setdefault(int(mark), (label(use.node), classes, len(found) // len(classes)))
+    return [group for group in groups.values() if len(group[1]) > 1]

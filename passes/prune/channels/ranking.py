@@ -133,11 +133,12 @@ def rank_by_reader(
 
 def _ranked(group: Group, takers: Sequence[Taker], known: Mapping[int, LayerMoments], criterion: str) -> Ranking:
     readers = [readers_of(taker, known.get(taker.key), criterion) for taker in takers]
-    wanted = [max(1, int(part * len(group.classes))) for part in _TRIALS]
+    parts = (*_TRIALS, 1.0) if group.ends else _TRIALS
+    wanted = [max(1, int(part * len(group.classes))) for part in parts]
     order: list[np.ndarray] = []
     costs: list[np.ndarray] = []
     trials: list[Trial] = []
-    for gone, cost in removals([reader for found in readers for reader in found]):
+    for gone, cost in removals([reader for found in readers for reader in found], keep=0 if group.ends else 1):
         order.append(gone)
         costs.append(cost)
         count = sum(map(len, order))

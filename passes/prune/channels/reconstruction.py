@@ -10,11 +10,10 @@ asymmetric target of its section 4.1.2, for all layers instead of those after re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from graphopt.base import Skip
 from graphopt.biases import Bias, find_bias
@@ -102,8 +101,3 @@ def _needed_shift(layer: LinearLayer, moments: PairedMoments, weight: np.ndarray
     wanted = moments.target_mean - np.einsum("grk,gk->gr", weight, moments.mean)
     own = layer.node.inputs[2].values if len(layer.node.inputs) > 2 and layer.node.op != "MatMul" else 0.0
     return np.asarray(wanted.ravel() - np.asarray(own, np.float64).ravel())
-
-
-def rows_left(nodes: Sequence[gs.Node], kept: Mapping[int, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the channels that are left by the name of the output, of those by the id of the node."""
-    return {node.outputs[0].name: kept[id(node)] for node in nodes if id(node) in kept}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -20,7 +21,8 @@ def remove_classes(model: Model, dependencies: Dependencies, gone: np.ndarray) -
     Args:
         model: The model that the dependencies are of.
         dependencies: What goes together.
-        gone: Whether each class goes, bool [classes]; only classes of groups may, and not all of a group.
+        gone: Whether each class goes, bool [classes]; only classes of groups may, and all of a group only if
+            it `ends`; `end_branches` is due then.
 
     Returns:
         Number of constants that were cut.
@@ -41,6 +43,15 @@ def remove_classes(model: Model, dependencies: Dependencies, gone: np.ndarray) -
             if id(tensor) not in shown:
                 tensor.shape = None  # inferred afresh
     return len(cut)
+
+
+def rows_left(uses: Sequence[Use], gone: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which channels of each layer's output are left, int [left], by the name of the output."""
+    return {
+        use.node.outputs[0].name: np.flatnonzero(~gone[use.atoms])
+        for use in uses
+        if use.index == 1 and use.role != "takes"
+    }
 
 
 def _cut(uses: list[Use], gone: np.ndarray, taken: set[str]) -> None:

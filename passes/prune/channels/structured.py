@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,13 @@ from graphopt.context import Context
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune.channels.allocation import Curve, allocate, curve, uniform
+from graphopt.passes.prune.channels.branches import end_branches, fill_means
 from graphopt.passes.prune.channels.costs import Costs, mac_costs, weight_costs
 from graphopt.passes.prune.channels.dependencies import Dependencies, Group, find_dependencies
 from graphopt.passes.prune.channels.ranking import Ranking, rank_by_reader, rank_by_weight
 from graphopt.passes.prune.channels.reconstruction import reconstruct
-from graphopt.passes.prune.channels.removal import remove_classes
+from graphopt.passes.prune.channels.removal import remove_classes, rows_left
+from graphopt.passes.prune.channels.rotation import turn, turnings
 from graphopt.passes.prune.channels.sensitivity import Meter
 from graphopt.shapes import infer_shapes, shapes_for
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _BY_READER = frozenset({"obs", "wanda", "fluctuation"})
 _MOST = 0.7  # largest ratio that ratio=auto tries
 _HALVINGS = 4  # how finely it looks for the best
+_FEW = 16  # samples that coordinates are chosen by: of few channels, at many positions
 _LANES = 8  # floats that kernels take at once; a convolution with a rest pays for a whole block
 
 
@@ -37,6 +40,7 @@ class Plan:
     Attributes:
         model: The model; stays as it is.
         found: Its dependencies.
+        turns: Coordinates of groups in which the rankings are, by the number of the group; see `rotation`.
         rankings: One a group.
         curves: Likewise.
         costs: What the ratio is a fraction of.
@@ -45,6 +49,7 @@ class Plan:
 
     model: Model
     found: Dependencies
+    turns: Mapping[int, np.ndarray]
     rankings: tuple[Ranking, ...]
     curves: tuple[Curve, ...]
     costs: Costs
@@ -57,14 +62,6 @@ class Plan:
         for ranking, count in zip(self.rankings, share(self.curves, self.costs, ratio), strict=True):
             gone[ranking.order[:count]] = True
         return gone
-
-    def rows(self, gone: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the channels that are left of each layer's output, by its name."""
-        return {
-            use.node.outputs[0].name: np.flatnonzero(~gone[use.atoms])
-            for use in self.found.uses
-            if use.index == 1 and use.role != "takes"
-        }
 
 
 def prune_channels(model: Model, context: Context, options: Prune) -> PassReport:
@@ -90,16 +87,27 @@ def make_plan(model: Model, context: Context, options: Prune) -> Plan:
     found = find_dependencies(model, shapes)
     criterion = "obs" if options.criterion == "auto" else options.criterion
     by_reader = criterion in _BY_READER
-    if not by_reader:
-        measured = [(item, item.losses) for item in rank_by_weight(found, criterion, context.rng("prune/channels"))]
-    else:
-        measured = list(_measured(model, found, criterion, context))
-    place = {id(group): index for index, group in enumerate(found.groups)}
-    measured.sort(key=lambda item: place[id(item[0].group)])
-    curves = tuple(curve(len(item.group.classes), _multiple(item.group), losses) for item, losses in measured)
-    rankings = tuple(replace(item, trials=()) for item, _ in measured)
     even = not by_reader and options.scope == "layer"
-    return Plan(model, found, rankings, curves, _costs(model, found, shapes, options.of), even)
+    turns: Mapping[int, np.ndarray] = {}
+    turned, groups = model, found
+    if criterion == "obs" and context.samples is not None:
+        turns = turnings(model, found, context.samples.take(_FEW), context.progress)
+        turned = model.copy()
+        groups = find_dependencies(turned, shapes)
+        turn(turned, groups, turns)
+    if by_reader:
+        measured = list(_measured(turned, groups, criterion, context))
+    else:
+        measured = [(item, item.losses) for item in rank_by_weight(found, criterion, context.rng("prune/channels"))]
+    place = {id(group): index for index, group in enumerate(groups.groups)}
+    measured.sort(key=lambda item: place[id(item[0].group)])
+    multiples = [1 if even else _multiple(group) for group in found.groups]
+    curves = tuple(
+        curve(len(item.group.classes), multiple, losses)
+        for (item, losses), multiple in zip(measured, multiples, strict=True)
+    )
+    rankings = tuple(replace(item, trials=()) for item, _ in measured)
+    return Plan(model, found, turns, rankings, curves, _costs(model, found, shapes, options.of), even)
 
 
 def _measured(
@@ -117,15 +125,21 @@ def _measured(
 
 def _prune(model: Model, plan: Plan, ratio: float, context: Context, options: Prune) -> PassReport:
     """Remove a ratio in place; the plan must be of this model."""
-    original = model.copy()
     gone = plan.gone(ratio)
-    rows = plan.rows(gone)
+    pruned = {index for index, group in enumerate(plan.found.groups) if gone[group.classes].any()}
+    turn(model, plan.found, {index: matrix for index, matrix in plan.turns.items() if index in pruned})
+    original = model.copy()
+    rows = rows_left(plan.found.uses, gone)
     full = float(plan.costs.total(np.ones(len(plan.curves))))
     left = np.array([1 - gone[group.classes].mean() for group in plan.found.groups])
     metrics = {"channels": float(np.count_nonzero(gone)), f"{options.of}_left": float(plan.costs.total(left)) / full}
     changed = remove_classes(model, plan.found, gone)
+    ended = end_branches(model, plan.found.uses, gone)
+    clean(model.graph)  # what leads to nothing any more is neither typed nor fitted
     infer_shapes(model)
     skips = plan.found.skips
+    if context.samples is not None:
+        fill_means(ended, original, rows, context.samples)
     if changed and options.reconstruct and context.samples is not None:
         refit = reconstruct(original, model, rows, context.samples, context.progress)
         skips = (*skips, *refit.skips)
@@ -141,7 +155,7 @@ def _as_far_as_allowed(model: Model, plan: Plan, context: Context, options: Prun
         ratio = (low + high) / 2
         candidate = model.copy()
         shapes = shapes_for(candidate, next(iter(context.samples)) if context.samples is not None else None)
-        there = Plan(candidate, find_dependencies(candidate, shapes), plan.rankings, plan.curves, plan.costs, plan.even)
+        there = replace(plan, model=candidate, found=find_dependencies(candidate, shapes))
         report = _prune(candidate, there, ratio, context, options)
         clean(candidate.graph)
         drop = context.evaluator.drop(candidate)

@@ -89,6 +89,7 @@ class Tracker:
         uses: Constants to cut.
         counts: Numbers to correct.
         works: Nodes with work.
+        bent: Atoms that something treats one by one, other than by adding.
         skips: Where channels cannot be followed, and why.
     """
 
@@ -103,6 +104,7 @@ class Tracker:
         self.uses: list[Use] = []
         self.counts: list[Count] = []
         self.works: list[Work] = []
+        self.bent: list[np.ndarray] = []
         self.skips: list[Skip] = []
 
     def layout(self, tensor: gs.Tensor) -> Layout | None:

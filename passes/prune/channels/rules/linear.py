@@ -76,6 +76,8 @@ def gemm(node: gs.Node, tracker: Tracker) -> None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if isinstance(bias, gs.Constant) and bias.shape and bias.shape[-1] == len(atoms):
         tracker.cut(node, 2, -1, atoms)
+    elif isinstance(bias, gs.Constant):
+        tracker.bent.append(atoms)  # one number for all
     elif bias is not None and not bias.is_empty() and not isinstance(bias, gs.Constant):
         tracker.stop(node, "what it adds is no constant")
         tracker.lock(atoms, node.name, "what it adds is no constant")
@@ -108,6 +110,7 @@ def _activations(node: gs.Node, tracker: Tracker) -> None:
     shapes = [tracker.shape(tensor) for tensor in node.inputs[:2]]
     if left is None and right is None:
         return
+    tracker.bent.extend(layout.atoms for layout in (left, right) if layout is not None)
     if shapes[0] is None or shapes[1] is None or left is None or right is None:
         return tracker.stop(node, "it multiplies channels with an activation whose channels are not known")
     rank = max(len(shapes[0]), len(shapes[1]))

@@ -28,6 +28,8 @@ def elementwise(node: gs.Node, tracker: Tracker) -> None:
         wide = shape is not None and len(shape) >= -position and shape[position] != 1
         if wide and tracker.layout(tensor) is None:
             tracker.cut(node, index, position, first)
+        if not wide and not tensor.is_empty():
+            tracker.bent.append(first)  # all channels get the same
     rank = max(len(shape) for shape in shapes if shape is not None)
     for output in node.outputs:
         tracker.follow(output, rank + position, first)
