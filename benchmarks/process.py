@@ -18,7 +18,8 @@ import json, os, subprocess, sys, time
 start = time.perf_counter()
 process = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
 _, status, usage = os.wait4(process.pid, 0)
-figures = [os.waitstatus_to_exitcode(status), time.perf_counter() - start, usage.ru_maxrss]
+seconds = time.perf_counter() - start
+figures = [os.waitstatus_to_exitcode(status), seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]
 open(sys.argv[1], "w").write(json.dumps(figures))
 """
 
@@ -30,12 +31,14 @@ class Run:
     Attributes:
         status: Exit status; negative for a signal.
         seconds: Wall time.
+        cpu_seconds: Time that it computed, all threads together: other work on the machine hardly changes it.
         peak_bytes: Largest resident set of the process.
         output: What it printed, both streams together.
     """
 
     status: int
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     output: str
 
@@ -61,7 +64,7 @@ def measure(command: Sequence[str | Path], *, cwd: Path | None = None, env: Mapp
             check=False,
         )
         if process.returncode != 0:  # the command could not be started
-            return Run(process.returncode, time.perf_counter() - start, 0, process.stdout)
-        status, seconds, peak = json.load(figures)
+            return Run(process.returncode, time.perf_counter() - start, 0.0, 0, process.stdout)
+        status, seconds, cpu_seconds, peak = json.load(figures)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes on Linux
-    return Run(status, seconds, peak * unit, process.stdout)
+    return Run(status, seconds, cpu_seconds, peak * unit, process.stdout)
