@@ -5,6 +5,7 @@
     GraphoptError            one line for the user; the command exits with status 1
     ├── ModelError           the model cannot be read, carried, run or written
     ├── SampleError          the samples do not fit the model
+    │   └── UnjudgedError    nothing can be judged on them
     ├── PassError            a pass failed or broke its contract (strict runs)
     └── UsageError           the request is wrong; the command exits with status 2
         ├── SpecError        the text of a pipeline is wrong
@@ -27,6 +28,10 @@ class ModelError(GraphoptError):
 
 class SampleError(GraphoptError):
     """The samples do not fit the model."""
+
+
+class UnjudgedError(SampleError):
+    """The samples tell nothing about how good a model is."""
 
 
 class PassError(GraphoptError):

@@ -204,6 +204,15 @@ def test_without_samples_nothing_is_judged(path: Path) -> None:
     assert report.warnings == ("nothing judged the loss of scale: give samples with --data",)
 
 
+def test_samples_that_prove_nothing_do_not_end_the_run(path: Path) -> None:
+    samples = {"x": np.full((2, 4), np.nan, np.float32)}
+    report = graphopt.compress(path, [Scale()], data=samples, benchmark=False).report
+    assert [step.outcome for step in report.steps] == ["rolled back"]
+    assert report.drop is None
+    assert "nothing but NaN" in report.drop_reason
+    jsonschema.validate(report.to_json(), schema())
+
+
 def test_metric_decides(path: Path) -> None:
     report = graphopt.compress(path, [Scale(by=3)], metric=positive, benchmark=False).report
     assert report.metric == f"{__name__}:positive"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import ModelError, SampleError, UsageError
+from graphopt.errors import ModelError, SampleError, UnjudgedError, UsageError
 from graphopt.evaluate.agreement import Agreement
 from graphopt.evaluate.classes import class_scores
 from graphopt.evaluate.loss import Drop, Metric, agreement_drop, call_metric, metric_drop
@@ -85,6 +85,7 @@ class Evaluator:
 
         Raises:
             ModelError: A model does not run.
+            UnjudgedError: The samples tell nothing.
             UsageError: The metric failed or is no number.
         """
         self._forget_reference()
@@ -99,7 +100,7 @@ class Evaluator:
             for feeds, expected in self._progress.track(self._expected(), "judge", len(self._samples)):
                 agreement.add(expected, session.run(feeds))
         if not agreement.compared:
-            raise SampleError(
+            raise UnjudgedError(
                 "on these samples the original's outputs are empty, or nothing but NaN and infinities: nothing can be "
                 "judged on them"
             )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from graphopt.errors import UnjudgedError
 from graphopt.ir.graph import constants, declared, payload
 from graphopt.ir.payload import StoredTensor, external_reference
 from graphopt.pipeline import Pipeline, Step, with_required
@@ -63,7 +64,7 @@ class Finished:
 def build_report(run: Finished) -> Report:
     """Measure loss and latency of the result and return the whole record."""
     context, samples = run.context, run.context.samples
-    drop = final_drop(run)
+    drop, drop_reason = final_drop(run)
     before, after = _end_figures(run)
     timings = measure_timings(run)
     return Report(
@@ -82,7 +83,7 @@ def build_report(run: Finished) -> Report:
         before=before,
         after=after,
         drop=drop,
-        drop_reason=_UNJUDGED if drop is None else "",
+        drop_reason=drop_reason,
         timings=timings,
         seconds=time.perf_counter() - run.start,
         peak_memory_nbytes=peak_memory(),
@@ -90,12 +91,16 @@ def build_report(run: Finished) -> Report:
     )
 
 
-def final_drop(run: Finished) -> Drop | None:
-    """Return the result's loss; that of the last accepted pass is the result's own and is not measured again."""
+def final_drop(run: Finished) -> tuple[Drop | None, str]:
+    """Return the result's loss, or why there is none; that of the last accepted pass is not measured again."""
     accepted = [step for step in run.steps if step.outcome == "accepted"]
     if accepted and accepted[-1].drop is not None:
-        return accepted[-1].drop
-    return run.context.evaluator.drop(run.model)
+        return accepted[-1].drop, ""
+    try:
+        drop = run.context.evaluator.drop(run.model)
+    except UnjudgedError as error:
+        return None, str(error)
+    return drop, _UNJUDGED if drop is None else ""
 
 
 def _end_figures(run: Finished) -> tuple[Figures, Figures]:
