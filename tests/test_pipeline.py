@@ -115,6 +115,11 @@ class Unrunnable(_Test):
         return PassReport(1)
 
 
+class TrustedUnrunnable(Unrunnable):
+    lossless: ClassVar[bool] = False
+    accepted_unjudged: ClassVar[bool] = True
+
+
 class Grow(_Test):
     def run(self, model: Model, context: Context) -> PassReport:
         graph = model.graph
@@ -188,6 +193,18 @@ def test_rolls_back_and_goes_on(item: Pass, reason: str) -> None:
     assert result.node_count == 2
 
 
+@pytest.mark.parametrize(("old", "new"), [("float[N, 2] y", "float[N, 5] y"), ("g (float", "_ (float")])
+def test_a_model_that_the_checker_refuses_is_held_to_what_it_passes(old: str, new: str) -> None:
+    """Such models run: one states a wrong shape, one has a graph without a name."""
+    proto = onnx.parser.parse_model(TEXT.replace(old, new))
+    proto.graph.name = proto.graph.name.strip("_")
+    with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):
+        onnx.checker.check_model(proto, full_check=True)
+    model = Model.from_proto(proto)
+    _, (step,) = Pipeline((DropIdentity(),)).run(model, context(model))
+    assert (step.outcome, step.reason) == ("accepted", "")
+
+
 def test_strict_makes_a_roll_back_an_error() -> None:
     with pytest.raises(PassError, match="pass 'test': outputs changed"):
         run(Scale(), strict=True)
@@ -220,6 +237,12 @@ def test_samples_that_prove_nothing_judge_nothing(value: float) -> None:
     _, (step,) = run(SlightScale(), data=feeds)
     assert step.outcome == "rolled back"
     assert "nothing can be judged" in step.reason
+
+
+def test_what_nothing_judges_must_at_least_open() -> None:
+    _, (step,) = run(TrustedUnrunnable(), data=None)
+    assert step.outcome == "rolled back"
+    assert "NoSuchOperator" in step.reason
 
 
 def test_without_samples_a_lossy_pass_is_not_judged() -> None:
