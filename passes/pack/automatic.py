@@ -13,6 +13,7 @@ from graphopt.evaluate import Drop
 from graphopt.ir.graph import constants, payload
 from graphopt.model import Model
 from graphopt.passes.pack.allocate import allocate, fewest_bits, predicted_bits
+from graphopt.passes.pack.sensitivity import OutputLoss
 from graphopt.passes.pack.sizemode import CodedForm, SizeMode
 from graphopt.passes.pack.units import find_units
 
@@ -32,7 +33,9 @@ def round_within_limit(
     Returns:
         The forms by id of the weight, and what was found, in words.
     """
+    assert context.samples is not None
     limit, own = context.max_drop, constants(model.graph)
+    steps = OutputLoss(model, context.samples)
     place = {id(constant): index for index, constant in enumerate(own)}
     sizes = [unit.size for unit in find_units(model, candidates)]
     best: tuple[list[gs.Constant], dict[int, CodedForm]] | None = None
@@ -45,6 +48,8 @@ def round_within_limit(
         rounded = mode.round(trial, units, allocate(losses, sizes, mean))
         found = {id(unit.constant): form for unit, form in rounded}
         over = _excess(context.evaluator.drop(trial), limit)
+        if steps.states and limit > 0:
+            over = max(over, steps.worst(trial) / limit)
         if over <= 1:
             best = twins, found
         return over
@@ -52,7 +57,9 @@ def round_within_limit(
     mean = fewest_bits(excess, predicted_bits(losses, sizes, limit))
     if mean is None or best is None:
         return {}, f"rounding does not hold the limit of {limit:.2%}, not even to 8 bits"
-    return _taken_over(own, *best), f"{mean:g} bits a weight on average hold the limit of {limit:.2%}"
+    handed = ", ".join(f"{output} handed on as {name}" for name, output in steps.states.items())
+    note = f"{mean:g} bits a weight on average hold the limit of {limit:.2%}"
+    return _taken_over(own, *best), note + (f", with {handed} over several steps" if handed else "")
 
 
 def _excess(drop: Drop | None, limit: float) -> float:
