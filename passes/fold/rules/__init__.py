@@ -12,6 +12,9 @@ from graphopt.passes.fold.rules.inline_loop import InlineLoop
 from graphopt.passes.fold.rules.layer_norm import LayerNorm
 from graphopt.passes.fold.rules.leading_ones import LeadingOnes
 from graphopt.passes.fold.rules.lift_constant import LiftConstant
+from graphopt.passes.fold.rules.lift_transpose import LiftTranspose
+from graphopt.passes.fold.rules.merge_arithmetic import MergeArithmetic
+from graphopt.passes.fold.rules.merge_concats import MergeConcats
 from graphopt.passes.fold.rules.merge_reshapes import MergeReshapes
 from graphopt.passes.fold.rules.merge_slices import MergeSlices
 from graphopt.passes.fold.rules.merge_transposes import MergeTransposes
@@ -19,9 +22,11 @@ from graphopt.passes.fold.rules.narrow_conv import NarrowConv, SinkUnsqueeze
 from graphopt.passes.fold.rules.neutral_operand import NeutralOperand
 from graphopt.passes.fold.rules.no_op import NoOp
 from graphopt.passes.fold.rules.pad_into_conv import PadIntoConv
+from graphopt.passes.fold.rules.pad_into_pool import PadIntoPool
 from graphopt.passes.fold.rules.pick import Pick
 from graphopt.passes.fold.rules.reduction import KeptAxes, ReduceSqueezed
 from graphopt.passes.fold.rules.reshape_target import ReshapeTarget
+from graphopt.passes.fold.rules.rms_norm import RMSNorm
 from graphopt.passes.fold.rules.rule import Rule
 from graphopt.passes.fold.rules.same_shape import SameShape
 from graphopt.passes.fold.rules.scalar_range import ScalarRange
@@ -44,7 +49,9 @@ RULES: tuple[Rule, ...] = (
     ReshapeTarget(),
     MergeReshapes(),
     MergeTransposes(),
+    LiftTranspose(),
     MergeSlices(),
+    MergeConcats(),
     SlicesToSplit(),
     LeadingOnes(),
     KeptAxes(),
@@ -53,14 +60,17 @@ RULES: tuple[Rule, ...] = (
     NarrowConv(),
     Pick(),
     PadIntoConv(),
+    PadIntoPool(),
     ZeroState(),
     BatchNorm(),
     LayerNorm(),
+    RMSNorm(),
     Softmax(),
     NeutralOperand(),
     Activation(),
     HardSigmoid(),
     Affine(),
     AffineAhead(),
+    MergeArithmetic(),
     ToGemm(),
 )

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.graph import Node
-from graphopt.passes.fold.rules.match import fuse, made_by, operand, reads_only_inside
+from graphopt.passes.fold.rules.match import fuse, made_by, operand, over_last_axis, reads_only_inside, square_of
 from graphopt.passes.fold.rules.rule import Outcome, Rule
 from graphopt.passes.fold.workbench import Workbench
 
@@ -60,29 +60,11 @@ def _match(node: gs.Node, bench: Workbench) -> tuple[gs.Tensor, gs.Tensor, gs.Te
     epsilon = bench.small_array(offset)
     if centered is None or root is None or variance is None or epsilon is None or epsilon.size != 1:
         return None
-    squared = _square_of(variance.inputs[0], centered.outputs[0], bench)
+    squared = square_of(variance.inputs[0], centered.outputs[0], bench)
     mean = made_by(centered.inputs[1], "ReduceMean", bench)
     if squared is None or mean is None or mean.inputs[0] is not centered.inputs[0]:
         return None
-    if not all(_over_last_axis(step, bench) for step in (mean, variance)):
+    if not all(over_last_axis(step, bench) for step in (mean, variance)):
         return None
     inner = [node, scaled, normed, root, shifted, variance, squared, centered, mean]
     return centered.inputs[0], gamma, beta, float(epsilon.reshape(())), inner
-
-
-def _square_of(tensor: gs.Tensor, base: gs.Tensor, bench: Workbench) -> gs.Node | None:
-    power = made_by(tensor, "Pow", bench)
-    if power is not None and power.inputs[0] is base:
-        exponent = bench.small_array(power.inputs[1])
-        return power if exponent is not None and exponent.size == 1 and exponent.reshape(()) == 2 else None
-    product = made_by(tensor, "Mul", bench)
-    return product if product is not None and all(factor is base for factor in product.inputs) else None
-
-
-def _over_last_axis(node: gs.Node, bench: Workbench) -> bool:
-    shape = bench.types[node.inputs[0]].shape
-    given = node.attrs.get("axes")
-    axes = given if isinstance(given, list) else bench.ints(node.inputs[1]) if len(node.inputs) > 1 else None
-    if shape is None or axes is None or len(axes) != 1 or not node.attrs.get("keepdims", 1):
-        return False
-    return axes[0] % len(shape) == len(shape) - 1

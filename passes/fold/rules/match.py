@@ -104,6 +104,26 @@ def operand(node: gs.Node | None, op: str, bench: Workbench) -> tuple[gs.Node | 
     return None, None
 
 
+def square_of(tensor: gs.Tensor, base: gs.Tensor, bench: Workbench) -> gs.Node | None:
+    """Return the node that makes the tensor as the square of another one, or None."""
+    power = made_by(tensor, "Pow", bench)
+    if power is not None and power.inputs[0] is base:
+        exponent = bench.small_array(power.inputs[1])
+        return power if exponent is not None and exponent.size == 1 and exponent.reshape(()) == 2 else None
+    product = made_by(tensor, "Mul", bench)
+    return product if product is not None and all(factor is base for factor in product.inputs) else None
+
+
+def over_last_axis(node: gs.Node, bench: Workbench) -> bool:
+    """Return whether a reduction goes over the last axis, and keeps it."""
+    shape = bench.types[node.inputs[0]].shape
+    given = node.attrs.get("axes")
+    axes = given if isinstance(given, list) else bench.ints(node.inputs[1]) if len(node.inputs) > 1 else None
+    if shape is None or axes is None or len(axes) != 1 or not node.attrs.get("keepdims", 1):
+        return False
+    return axes[0] % len(shape) == len(shape) - 1
+
+
 def shifted(node: gs.Node | None, bench: Workbench) -> tuple[gs.Tensor | None, float | None]:
     """Return x and c of ``x + c`` with a constant number c."""
     if node is None or node.op != "Add" or len(node.inputs) != 2:

@@ -21,7 +21,7 @@ class MergeTransposes(Rule):
             return False
         if not bench.only_reader(node, node.inputs[0]):
             return False
-        inner, outer = _permutation(first, bench), _permutation(node, bench)
+        inner, outer = permutation(first, bench), permutation(node, bench)
         if inner is None or outer is None:
             return False
         node.attrs["perm"] = [inner[axis] for axis in outer]
@@ -30,7 +30,8 @@ class MergeTransposes(Rule):
         return True
 
 
-def _permutation(node: gs.Node, bench: Workbench) -> list[int] | None:
+def permutation(node: gs.Node, bench: Workbench) -> list[int] | None:
+    """Return where each axis of a Transpose's result comes from; None where that is not known."""
     perm = node.attrs.get("perm")
     if isinstance(perm, list):
         return perm
