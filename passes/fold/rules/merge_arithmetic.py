@@ -28,6 +28,7 @@ class MergeArithmetic(Rule):
 
     name = "merge-arithmetic"
     ops = _OPS
+    late = True  # first, what is computed twice is computed once
 
     def apply(self, node: gs.Node, bench: Workbench) -> Outcome:
         """Replace both nodes."""
