@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from graphopt import evaluate
-from graphopt.errors import ModelError, SampleError, UsageError
+from graphopt.errors import ModelError, SampleError, UnjudgedError, UsageError
 from graphopt.evaluate import Drop, Evaluator, Sameness, sameness
 from graphopt.evaluate.agreement import Agreement, Loss
 from graphopt.evaluate.classes import Scores, class_scores
@@ -349,6 +349,15 @@ def test_nothing_to_judge_on() -> None:
     assert evaluator(classifier(), FakeSamples([])).drop(classifier()) is None
 
 
+def test_agreement_with_random_outputs_tells_nothing() -> None:
+    model = build("g (float[n, 8] x) => (float[n, 8] y) { r = RandomNormalLike(x) y = Add(x, r) }")
+    with pytest.raises(UnjudgedError, match="every time it runs"):
+        evaluator(model, FakeSamples(normal(2))).drop(model)
+    drop = evaluator(model, FakeSamples(normal(2)), metric=lambda run: 1.0).drop(model)
+    assert drop is not None
+    assert drop.value == 0
+
+
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
     """The session of every run so far."""
@@ -363,7 +372,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
     return log
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(2**26, 10 + 10 + 10), (100, 4 * 10)])
+@pytest.mark.parametrize(("limit", "expected"), [(2**26, 10 + 2 + 10 + 10), (100, 4 * 10 + 2)])
 def test_small_outputs_of_the_original_are_computed_once(
     limit: int, expected: int, runs: list[Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from graphopt.evaluate.loss import Drop, Metric, agreement_drop, call_metric, me
 from graphopt.evaluate.sameness import Reference, Sameness, check_sameness
 from graphopt.model import Model
 from graphopt.progress import Progress, SilentProgress
-from graphopt.runtime.compare import leaves
+from graphopt.runtime.compare import difference, leaves
 from graphopt.runtime.session import CPU, Outputs, Session, available_providers, open_session, refuse_hazards
 from graphopt.runtime.timing import Ratio, reopened_ratio
 
@@ -216,6 +216,7 @@ class Evaluator:
             return
         if self._session is None:
             self._session = self._open(self._original)
+            _refuse_unsteady(self._session, next(iter(self._samples)))
         kept: list[Outputs] | None = []
         size = 0
         for feeds in self._samples:
@@ -229,6 +230,15 @@ class Evaluator:
         if kept is not None:
             self.close()
             self._outputs = kept
+
+
+def _refuse_unsteady(session: Session, feeds: Feeds) -> None:
+    """Raise where a model does not even agree with itself, as with random numbers inside."""
+    if difference(session.run(feeds), session.run(feeds)):
+        raise UnjudgedError(
+            "the original gives other outputs every time it runs, so agreement with it tells nothing; give a score "
+            "with --metric"
+        )
 
 
 def _runs(session: Session, feeds: Mapping[str, Any]) -> bool:
