@@ -17,6 +17,8 @@ from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.share import Share
 from graphopt.reader import load
+from graphopt.runtime.session import op_counts, optimized_model
+from graphopt.shapes import infer_shapes
 from tests.helpers import assert_same_outputs, outputs_of, parse, random_feeds
 
 NO_CONTEXT = cast("Context", None)  # share needs none
@@ -170,3 +172,185 @@ def test_external_weights_are_shared_with_inner_ones(tmp_path: Path) -> None:
     assert Share().run(loaded, NO_CONTEXT).changed == 1
     clean(loaded.graph)
     assert len(load(loaded.save(tmp_path / "n.onnx").path).graph.declared) == 2
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def model(text: str, **weights: np.ndarray) -> onnx.ModelProto:
+    """Return a model from text with these initializers added."""
+    proto = parse(text)
+    proto.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in weights.items())
+    return proto
+
+
+def ops(proto: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in proto.graph.node]
+
+
+TIED = "m (int64[N] i) => (float[N,40] y) {{ h = Gather(e, i)  y = {read} }}"
+
+
+def share_with(proto: onnx.ModelProto, **options: Any) -> tuple[PassReport, onnx.ModelProto]:
+    """Share with options, and check what must hold for any."""
+    model = Model.from_proto(proto)
+    infer_shapes(model)
+    report = Share(**options).run(model, NO_CONTEXT)
+    clean(model.graph)
+    after = model.to_proto()
+    assert after.ByteSize() <= proto.ByteSize()
+    again = Model.from_proto(after)
+    infer_shapes(again)
+    assert Share(**options).run(again, NO_CONTEXT).changed == 0
+    feeds = random_feeds(proto)
+    assert_same_outputs(outputs_of(after, feeds), outputs_of(proto, feeds), rtol=1e-6, atol=1e-6)
+    return report, after
+
+
+def test_a_gemm_reads_the_transpose_of_what_is_stored() -> None:
+    table = random(40, 30)
+    for read, weight, flag in (("Gemm(h, w)", table.T, 1), ("Gemm<transB=1>(h, w)", table.T.T, None)):
+        proto = model(TIED.format(read=read), e=table, w=np.ascontiguousarray(weight))
+        report, after = share_with(proto)
+        assert (report.changed, report.metrics["bytes"]) == (1, 4800)
+        assert names(after) == ["e"]
+        flags = {item.name: item.i for item in after.graph.node[1].attribute}
+        assert flags.get("transB") == (1 if flag is None else flag)
+
+
+def test_of_two_weights_the_one_goes_that_needs_no_node() -> None:
+    table = random(30, 40)
+    proto = model(
+        "m (float[N,40] x) => (float[N,40] y) { h = Gemm(x, w)  y = MatMul(h, e) }", w=table.T.copy(), e=table
+    )
+    report, after = share_with(proto)
+    assert (report.changed, names(after), ops(after)) == (1, ["e"], ["Gemm", "MatMul"])
+
+
+def test_other_nodes_read_views_through_a_node_if_asked_to() -> None:
+    table = random(40, 30)
+    proto = model(TIED.format(read="MatMul(h, w)"), e=table, w=table.T.copy())
+    report, after = share_with(proto)
+    assert report.changed == 0
+    assert report.skipped[0].reason.startswith("it is 'e' transposed; views=true")
+    report, after = share_with(proto, views=True)
+    assert (report.changed, names(after), ops(after)) == (1, ["e"], ["Transpose", "Gather", "MatMul"])
+    assert op_counts(optimized_model(after))["Transpose"] == 0  # the runtime has computed it
+
+
+def test_weights_in_another_shape() -> None:
+    table = random(30, 40)
+    text = "m (int64[N] i, float[M,40] x) => (float y) {{ h = Gather(e, i)  {read}  a = ReduceSum(h)  y = Add(a, p) }}"
+    product = model(text.format(read="q = MatMul(x, w)  p = ReduceSum(q)"), e=table, w=table.reshape(40, 30))
+    assert share_with(product)[0].changed == 0
+    report, after = share_with(product, views=True)
+    assert (report.changed, names(after)[0], "Reshape" in ops(after)) == (1, "e", True)
+    reshaped = model(
+        text.format(read="w2 = Reshape(w, s)  q = MatMul(x, w2)  p = ReduceSum(q)"),
+        e=table,
+        w=table.reshape(600, 2),
+        s=np.array([40, -1]),
+    )
+    assert share_with(reshaped)[0].changed == 1
+
+
+def test_matrices_that_are_no_transposes_stay() -> None:
+    table = random(40, 40)
+    other = table.T.copy()
+    other[-1, -1] += 1
+    proto = model(TIED.format(read="Gemm(h, w)"), e=table, w=other)
+    assert share_with(proto)[0].changed == 0
+
+
+def test_a_view_that_is_an_output_or_may_be_overridden_stays() -> None:
+    table = random(40, 30)
+    proto = model(TIED.format(read="Gemm(h, w)"), e=table, w=table.T.copy())
+    proto.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [30, 40]))
+    assert share_with(proto)[0].changed == 0
+    proto = model(TIED.format(read="Gemm(h, w)"), e=table, w=table.T.copy())
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [30, 40]))
+    assert share_with(proto)[0].changed == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "found"),
+    [
+        ("m (float[N,20,30] x) => (float[N,20,30] y) { y = Add(x, w) }", (20, 30), "number"),
+        ("m (float[N,20,30] x) => (float[N,20,30] y) { y = Sub(w, x) }", (1, 20, 30), "number"),
+        ("m (float[N,20,1] x) => (float[N,20,30] y) { y = Mul(x, w) }", (20, 30), "node"),
+        ("m (float[20,30] x) => (float[1,20,30] y) { y = Mul(x, w) }", (1, 20, 30), "node"),
+        ("m (float[N,20] x) => (float[N,20] y) { y = Concat<axis=0>(x, w) }", (30, 20), "node"),
+        ("m (float[N,30] x) => (float[N,20] y) { y = MatMul(x, w) }", (30, 20), ""),
+        (
+            "m (float[N,8,30,30] x) => (float[N,8,30,30] y) { y = Conv<group=8, pads=[2,2,2,2]>(x, w) }",
+            (8, 1, 5, 5),
+            "",
+        ),
+        ("m (float[N,600] x) => (float[N,600] y) { h = Gemm(x, i)  y = Add(h, w) }", (600,), "node"),
+        ("m (float[N,6] x) => (float[N,6] y) { y = Add(x, w) }", (6,), ""),
+    ],
+)
+def test_weights_of_one_value(text: str, shape: tuple[int, ...], found: str) -> None:
+    more = {"i": np.eye(600, dtype=np.float32)} if "i)" in text else {}
+    proto = model(text, w=np.full(shape, 0.5, np.float32), **more)
+    report, after = share_with(proto)
+    assert report.changed == (1 if found else 0)
+    assert ("ConstantOfShape" in ops(after)) == (found == "node")
+    if found == "number":
+        assert [tuple(item.dims) for item in after.graph.initializer] == [()]
+    if found == "node":
+        assert op_counts(optimized_model(after))["ConstantOfShape"] == 0
+
+
+def test_almost_one_value_is_not_one_value() -> None:
+    text = "m (float[N,20,30] x) => (float[N,20,30] y) { y = Add(x, w) }"
+    zeros = np.zeros((20, 30), np.float32)
+    zeros[-1, -1] = -0.0
+    assert share_with(model(text, w=zeros))[0].changed == 0
+    whole = share_with(model(text, w=np.full((20, 30), np.nan, np.float32)))
+    assert whole[0].changed == 1
+
+
+FUNCTION = """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+m (float[N,3] x) => (float[N,3] y) { y = local.f(x) }
+<domain: "local", opset_import: ["" : 17]>
+f (x) => (y) {
+    a = Constant<value = float[3] {1, 2, 3}>()  b = Constant<value = float[3] {1, 2, 3}>()
+    c = Constant<value = float[3] {1, 2, 4}>()
+    s = Add(x, a)  t = Mul(s, b)  y = Sub(t, c)
+}"""
+
+
+def test_constant_nodes_of_a_function_are_shared() -> None:
+    report, after = share(onnx.parser.parse_model(FUNCTION))
+    assert (report.changed, report.metrics["bytes"]) == (1, 12)
+    assert [node.op_type for node in after.functions[0].node].count("Constant") == 2
+
+
+def test_constant_nodes_are_shared_with_initializers_and_bodies() -> None:
+    proto = parse(
+        """g (bool c, float[2] x) => (float[2] y, float[2] z) <float[2] w = {1, 2}> {
+            k = Constant<value = float[2] {1, 2}>()  z = Constant<value = float[2] {3, 4}>()  v = Add(x, w)
+            u = Add(v, k)
+            y = If(c) <
+                then_branch = t () => (float[2] a) { p = Constant<value = float[2] {3, 4}>()  a = Mul(u, p) },
+                else_branch = e () => (float[2] b) { q = Constant<value = float[2] {1, 2}>()  b = Add(u, q) }
+            >
+        }"""
+    )
+    report, after = share(proto)
+    assert report.changed == 3
+    assert [node.output[0] for node in after.graph.node if node.op_type == "Constant"] == ["z"]
+
+
+def test_constant_nodes_of_two_branches_cannot_see_each_other() -> None:
+    proto = parse(
+        """g (bool c, float[2] x) => (float[2] y) {
+            y = If(c) <
+                then_branch = t () => (float[2] a) { p = Constant<value = float[2] {3, 4}>()  a = Mul(x, p) },
+                else_branch = e () => (float[2] b) { q = Constant<value = float[2] {3, 4}>()  b = Add(x, q) }
+            >
+        }"""
+    )
+    assert share(proto)[0].changed == 0
