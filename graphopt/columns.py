@@ -40,6 +40,18 @@ class ColumnBuilder:
             rows: Channels that are wanted, [rows]; the output is float32 [rows, positions].
             kept: As for `columns`.
         """
+        shown = self._rows(tensor, layer, rows, kept)
+        self.graph.outputs.append(shown)
+        return str(shown.name)
+
+    def remainder(self, targets: gs.Tensor, tensor: gs.Tensor, layer: LinearLayer, kept: int) -> gs.Tensor:
+        """Return targets [groups, rows, positions] less a tensor with the axes of the layer's output."""
+        rows = self._rows(tensor, layer, np.arange(layer.groups * layer.rows), kept)
+        shape = self._const(np.array([layer.groups, layer.rows, -1]))
+        return self._node("Sub", [targets, self._node("Reshape", [rows, shape])])
+
+    def _rows(self, tensor: gs.Tensor, layer: LinearLayer, rows: np.ndarray, kept: int) -> gs.Tensor:
+        """Return some channels of a tensor at the positions of the layer's columns, float32 [rows, positions]."""
         axis = 1 if layer.node.op == "Conv" else -1
         chosen = self._node("Gather", [self._float(tensor), self._const(rows)], axis=axis)
         if layer.node.op == "Conv":
@@ -48,9 +60,7 @@ class ColumnBuilder:
         else:
             whole = self._node("Reshape", [chosen, self._const(np.array([1, -1, len(rows)]))])
             whole = self._node("Transpose", [self._thin(whole, 1, kept)], perm=[2, 0, 1])
-        shown = self._node("Reshape", [whole, self._const(np.array([len(rows), -1]))], dtype=np.float32)
-        self.graph.outputs.append(shown)
-        return str(shown.name)
+        return self._node("Reshape", [whole, self._const(np.array([len(rows), -1]))], dtype=np.float32)
 
     def received(self, layer: LinearLayer) -> tuple[str, gs.Tensor]:
         """Add an input for the targets of a layer; return its name and the targets as [groups, rows, positions]."""

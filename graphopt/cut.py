@@ -42,6 +42,10 @@ class Side:
         """Return how many nodes lie before a node of the main graph."""
         return self._positions[id(node)]
 
+    def made(self, name: str) -> int:
+        """Return the position of the node that makes a tensor."""
+        return self._made[name]
+
     def crossing(self, cut: int) -> list[str]:
         """Return the tensors that are known before a cut and read behind it."""
         return [name for name, last in self._last.items() if self._made.get(name, -1) < cut <= last]
@@ -56,10 +60,10 @@ class Side:
         Args:
             start: First cut.
             stop: Second cut.
-            outputs: Names of tensors that are made between them.
+            outputs: Names of tensors that are made between them, or cross the first.
         """
         graph, nodes = self._model.graph, self._nodes[start:stop]
-        read = {tensor.name for node in nodes for tensor in _read(node)}
+        read = {tensor.name for node in nodes for tensor in _read(node)} | set(outputs)
         part = Graph(
             nodes=nodes,
             inputs=[self._tensors[name] for name in self.crossing(start) if name in read],

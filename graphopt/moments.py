@@ -73,11 +73,14 @@ class Pair:
         layer: Node of the compressed model's main graph.
         target: Name of a tensor of the original's main graph with the axes of the layer's output.
         rows: Channels of the target that the layer still has, in its order, [groups * rows].
+        besides: Name of a tensor of the compressed model, shaped like the layer's output, that is added to it: only
+            what that leaves of the target is for the layer to give. Empty if there is none.
     """
 
     layer: LinearLayer
     target: str
     rows: np.ndarray
+    besides: str = ""
 
     @classmethod
     def same(cls, layer: LinearLayer) -> Self:
@@ -277,9 +280,14 @@ def _student(model: Model, pairs: Sequence[Pair], samples: int) -> tuple[Model, 
     builder = ColumnBuilder(probe.graph)
     fed: list[str] = []
     names: list[tuple[str, ...]] = []
+    tensors = {item.name: item for item in probe.graph.inputs}
+    tensors |= {item.name: item for node in probe.graph.nodes for item in node.outputs}
     for pair, twin in zip(pairs, inner, strict=True):
-        columns = builder.columns(twin, evidence(twin, samples, len(pair.rows)))
+        kept = evidence(twin, samples, len(pair.rows))
+        columns = builder.columns(twin, kept)
         name, targets = builder.received(twin)
+        if pair.besides:
+            targets = builder.remainder(targets, tensors[pair.besides], twin, kept)
         fed.append(name)
         sums = builder.product(columns, columns), builder.total(columns), builder.product(targets, columns)
         names.append((*sums, builder.total(targets), builder.energy(targets), builder.count(columns)))

@@ -69,17 +69,33 @@ class Walk:
         Raises:
             ModelError: A model cannot run on a sample.
         """
-        if not layers:
+        yield from self.paired([Pair.same(layer) for layer in layers])
+
+    def paired(self, pairs: Sequence[Pair], *, folds: int = 1) -> Iterator[PairedMoments]:
+        """Yield the moments of layers and what they should give, as `moments` does for what they gave.
+
+        Args:
+            pairs: Layers as for `moments`; their targets do not lie before the cut.
+            folds: As for `paired_moments`.
+
+        Raises:
+            ModelError: A model cannot run on a sample.
+        """
+        if not pairs:
             return
-        places = [self._sides[1].position(layer.node) for layer in layers]
+        given, read = self._sides
+        places = [read.position(pair.layer.node) for pair in pairs]
         self._advance(min(places))
-        wanted = [layer.node.outputs[0].name for layer in layers]
-        teacher, student = (side.between(self._cut, max(places) + 1, wanted) for side in self._sides)
-        pairs = [Pair.same(twin) for twin in _named(student, wanted)]
+        targets = [pair.target for pair in pairs]
+        wanted = [pair.layer.node.outputs[0].name for pair in pairs]
+        teacher = given.between(self._cut, max(map(given.made, targets)) + 1, targets)
+        besides = [pair.besides for pair in pairs if pair.besides]
+        student = read.between(self._cut, max(places) + 1, [*wanted, *besides])
+        twins = [replace(pair, layer=twin) for pair, twin in zip(pairs, _named(student, wanted), strict=True)]
         fed = {spec.name for part in (teacher, student) for spec in part.interface.inputs}
-        found = paired_moments(teacher, student, pairs, Stream(self._values, fed), progress=self.progress)
-        for layer, moments in zip(layers, found, strict=True):
-            yield replace(moments, layer=layer)
+        found = paired_moments(teacher, student, twins, Stream(self._values, fed), folds=folds, progress=self.progress)
+        for pair, moments in zip(pairs, found, strict=True):
+            yield replace(moments, layer=pair.layer)
 
     def _first(self, feeds: Feeds, needed: Collection[str]) -> dict[str, Any]:
         """Return the values before the first node: those of the sample, and defaults that it leaves as they are."""

@@ -89,13 +89,14 @@ def _ancestors(node: gs.Node) -> set[int]:
     return found
 
 
-def end_branches(model: Model, uses: Sequence[Use], gone: np.ndarray) -> list[Ended]:
-    """Put constants in the places of layers all of whose inputs have gone, in place.
+def end_branches(model: Model, uses: Sequence[Use], gone: np.ndarray, rows: Mapping[str, np.ndarray]) -> list[Ended]:
+    """Put constants in the places of layers all of whose inputs go, in place; what gave these leads to nothing then.
 
     Args:
-        model: A model that channels have been removed from.
+        model: The model.
         uses: Of its dependencies.
-        gone: Whether each class has gone, bool [classes].
+        gone: Whether each class goes, bool [classes].
+        rows: The channels that are left of each layer's output, by its name.
     """
     taken = tensor_names(model.graph)
     ended = []
@@ -104,8 +105,9 @@ def end_branches(model: Model, uses: Sequence[Use], gone: np.ndarray) -> list[En
             continue
         node, output = use.node, use.node.outputs[0]
         convolves = node.op == "Conv"
-        rows = node.inputs[1].shape[0 if convolves or node.attrs.get("transB", 0) else 1]
-        zeros = np.zeros((1, rows, 1, 1)[: len(node.inputs[1].shape)] if convolves else rows, np.float32)
+        kernel = node.inputs[1]
+        count = len(rows[output.name])
+        zeros = np.zeros((1, count, *(1 for _ in kernel.shape[2:])) if convolves else count, kernel.dtype)
         constant = Constant(unique_name(f"{output.name}/mean", taken), zeros)
         for reader in list(output.outputs):
             reader.inputs[next(i for i, item in enumerate(reader.inputs) if item is output)] = constant
@@ -128,5 +130,4 @@ def fill_means(ended: Sequence[Ended], original: Model, rows: Mapping[str, np.nd
     seen = Observer(samples).observe(original, requests)
     for item in ended:
         mean = seen.mean(item.output)
-        kept = mean[rows[item.output]] if item.output in rows else mean
-        item.constant.values = kept.reshape(item.constant.shape).astype(item.constant.dtype)
+        item.constant.values = mean[rows[item.output]].reshape(item.constant.shape).astype(item.constant.dtype)

@@ -5,7 +5,8 @@ model, while x is what the pruned and already fitted layers before it give. So a
 lost and for what went wrong before it. This replaces training: it needs samples but neither labels nor gradients.
 
 Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", arXiv:1707.06168, section 3.1, with the
-asymmetric target of its section 4.1.2, for all layers instead of those after removed channels.
+asymmetric target of its section 4.1.2, for all layers instead of those after removed channels, and with the error of a
+shortcut left to its branch (section 4.1.3 there).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from graphopt.base import Skip
 from graphopt.biases import Bias, find_bias
@@ -21,10 +23,12 @@ from graphopt.compensate.ridge import Problem, judged_ridge
 from graphopt.ir.graph import Constant
 from graphopt.layers import LinearLayer, linear_layers
 from graphopt.model import Model
-from graphopt.moments import Pair, PairedMoments, merged, paired_moments
-from graphopt.passes.prune.channels.tracker import label
+from graphopt.moments import Pair, PairedMoments, merged
+from graphopt.passes.prune.channels.tracker import captured, label
 from graphopt.progress import Progress
 from graphopt.samples import Samples
+from graphopt.shapes import shapes_for
+from graphopt.walk import Walk
 
 _FOLDS = 4  # shares of the samples; one of them judges how strongly weights are held to what they were
 
@@ -48,26 +52,79 @@ def reconstruct(
     """Fit the layers of a pruned model in place.
 
     Args:
-        original: Gives the targets; its tensors have the same names.
+        original: Gives the targets; has the same nodes, and its tensors have the same names.
         pruned: What is fitted.
         rows: For each layer, by the name of its output, the channels that are left of the original's, int [rows].
-        samples: Run once for each layer, up to the layer.
+        samples: What both run on.
         progress: Where it reports.
     """
     shown = {id(tensor) for tensor in pruned.graph.outputs}
+    shapes = shapes_for(pruned, next(iter(samples)))
     layers, skips = _fittable(pruned)
-    for layer in progress.track(layers, "reconstruct", len(layers)):
-        name = layer.node.outputs[0].name
-        pair = Pair(layer, name, rows.get(name, np.arange(layer.groups * layer.rows)))
-        (moments,) = paired_moments(original, pruned, [pair], samples, folds=_FOLDS)
-        _fit(layer, moments, find_bias(layer, shown))
+    with Walk(original, pruned, samples, progress) as walk:
+        for layer in progress.track(layers, "reconstruct", len(layers)):
+            site = _site(layer, pruned, shapes, shown)
+            every = np.arange(layer.groups * layer.rows)
+            pair = Pair(layer, site.target, rows.get(layer.node.outputs[0].name, every), site.besides)
+            (moments,) = walk.paired([pair], folds=_FOLDS)
+            _fit(site, moments)
     return Refit(len(layers), tuple(skips))
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A layer with what it should give.
+
+    Attributes:
+        layer: The layer.
+        bias: Its bias, if it has one that may change.
+        target: Name of what the original gives in its place: in a residual branch, of the sum with the shortcut, so
+            that the branch makes up for the error of the shortcut.
+        besides: Name of the shortcut, or empty.
+    """
+
+    layer: LinearLayer
+    bias: Bias | None
+    target: str
+    besides: str
+
+    @property
+    def added(self) -> np.ndarray | float:
+        """What the bias adds to the layer's matrix in the target, [rows]."""
+        if self.bias is not None and (self.besides or self.layer.node.op != "MatMul"):
+            return np.asarray(self.bias.constant.values, np.float64).ravel()
+        return 0.0
+
+
+def _site(layer: LinearLayer, model: Model, shapes: Mapping[str, tuple[int, ...]], shown: set[int]) -> Site:
+    bias, output = find_bias(layer, shown), layer.node.outputs[0]
+    own = Site(layer, bias, output.name, "")
+    given = output.outputs[0].outputs[0] if layer.node.op == "MatMul" and bias is not None else output
+    if id(given) in shown or len(given.outputs) != 1 or given.outputs[0].op != "Add":
+        return own
+    added = given.outputs[0]
+    others = [tensor for tensor in added.inputs if tensor is not given]
+    if len(others) != 1 or isinstance(others[0], gs.Constant):
+        return own
+    if given.name not in shapes or shapes.get(others[0].name) != shapes[given.name]:
+        return own
+    known = [*model.graph.inputs]
+    for node in model.graph.nodes:
+        if node is layer.node:
+            break
+        known.extend(node.outputs)
+    if not any(tensor is others[0] for tensor in known):
+        return own  # the other side comes later, and will make up for this one
+    return Site(layer, bias, added.outputs[0].name, others[0].name)
 
 
 def _fittable(model: Model) -> tuple[list[LinearLayer], list[Skip]]:
     layers, skips = [], []
+    needed = _needed(model)
     for layer in linear_layers(model):
         plain = layer.node.attrs.get("alpha", 1.0) == layer.node.attrs.get("beta", 1.0) == 1.0
+        if id(layer.node) not in needed:
+            continue
         if len(layer.weight.outputs) != 1:
             skips.append(Skip(label(layer.node), "its weight is shared, so it is not fitted to one layer's inputs"))
         elif not plain:
@@ -77,27 +134,33 @@ def _fittable(model: Model) -> tuple[list[LinearLayer], list[Skip]]:
     return layers, skips
 
 
-def _fit(layer: LinearLayer, moments: PairedMoments, bias: Bias | None) -> None:
+def _needed(model: Model) -> set[int]:
+    """Return the ids of the nodes that lead to an output."""
+    found: set[int] = set()
+    pending = list(model.graph.outputs)
+    while pending:
+        for node in pending.pop().inputs:
+            if id(node) not in found:
+                found.add(id(node))
+                pending.extend([*node.inputs, *captured(node)])
+    return found
+
+
+def _fit(site: Site, moments: PairedMoments) -> None:
     """Put the best weights and, where the layer has one, the best bias in their places."""
     shares = moments.folds
     fitted, unseen = (merged(shares[:-1]), shares[-1]) if len(shares) == _FOLDS else (None, None)
-    parts = [None if part is None else _problem(part, centred=bias is not None) for part in (moments, fitted, unseen)]
+    centred = site.bias is not None
+    parts = [None if part is None else _problem(part, centred=centred) for part in (moments, fitted, unseen)]
     whole = parts[0]
     assert whole is not None
-    prior = layer.matrix()
-    weight = judged_ridge(whole, parts[1], parts[2], prior)
-    if bias is not None:
-        bias.shift(_needed_shift(layer, moments, weight))
-    layer.node.inputs[1] = Constant(layer.weight.name, layer.stored(weight))
+    weight = judged_ridge(whole, parts[1], parts[2], site.layer.matrix())
+    if site.bias is not None:
+        wanted = moments.target_mean - np.einsum("grk,gk->gr", weight, moments.mean)
+        site.bias.shift(wanted.ravel() - site.added)
+    site.layer.node.inputs[1] = Constant(site.layer.weight.name, site.layer.stored(weight))
 
 
 def _problem(moments: PairedMoments, *, centred: bool) -> Problem:
     seen = moments.centred if centred else moments
     return Problem(seen.second, seen.cross, seen.energy)
-
-
-def _needed_shift(layer: LinearLayer, moments: PairedMoments, weight: np.ndarray) -> np.ndarray:
-    """Return what the bias must gain so that the mean of the outputs is right, [groups * rows]."""
-    wanted = moments.target_mean - np.einsum("grk,gk->gr", weight, moments.mean)
-    own = layer.node.inputs[2].values if len(layer.node.inputs) > 2 and layer.node.op != "MatMul" else 0.0
-    return np.asarray(wanted.ravel() - np.asarray(own, np.float64).ravel())

@@ -133,9 +133,11 @@ def _prune(model: Model, plan: Plan, ratio: float, context: Context, options: Pr
     full = float(plan.costs.total(np.ones(len(plan.curves))))
     left = np.array([1 - gone[group.classes].mean() for group in plan.found.groups])
     metrics = {"channels": float(np.count_nonzero(gone)), f"{options.of}_left": float(plan.costs.total(left)) / full}
-    changed = remove_classes(model, plan.found, gone)
-    ended = end_branches(model, plan.found.uses, gone)
-    clean(model.graph)  # what leads to nothing any more is neither typed nor fitted
+    ended = end_branches(model, plan.found.uses, gone, rows)
+    cut = gone.copy()
+    for group in plan.found.groups:
+        cut[group.classes] &= not gone[group.classes].all()  # what ends as a whole is not cut; it leads to nothing now
+    changed = remove_classes(model, plan.found, cut) + len(ended)
     infer_shapes(model)
     skips = plan.found.skips
     if context.samples is not None:
