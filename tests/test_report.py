@@ -200,6 +200,12 @@ def test_terminal_shows_the_metric_before_and_after() -> None:
     assert "quality  metric 0.94 -> 0.938, lost 0.21 %; limit 1.00 %" in shown(report(drop=drop, metric="a:b"))
 
 
+def test_terminal_tells_the_agreement_of_the_worst_outputs() -> None:
+    drop = Drop(0.002, 0.001, 0.003, "agreement", {f"y{index}": 0.998 for index in range(7)}, 6, False)
+    (line,) = [line for line in shown(report(drop=drop)) if line.startswith("quality")]
+    assert line.endswith("y0 0.998, y1 0.998, y2 0.998, y3 0.998, y4 0.998 and 2 more")
+
+
 def test_terminal_groups_skips_by_reason() -> None:
     lines = shown(report(), verbosity=1)
     assert "quant: left alone 2 x, no kernel: a[1], c" in lines
@@ -208,7 +214,7 @@ def test_terminal_groups_skips_by_reason() -> None:
     assert "quant: 4 rewrites; agreement on 6 samples; 1.2 s" in lines
     many = PassReport(0, tuple(Skip(f"n{index}", "no kernel") for index in range(9)))
     lines = shown(report(steps=(step(report=many),)), verbosity=1)
-    assert "quant: left alone 9 x, no kernel: n0, n1, n2, n3, n4 and 4 more" in lines
+    assert "quant: left alone 9 x, no kernel: n0, n1, n2, n3, n4, n5, n6, n7, n8" in lines
 
 
 def test_notes_of_a_rolled_back_pass_say_so() -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from graphopt.runtime.timing import Ratio
 
 _STYLES = {"accepted": "green", "unchanged": "dim", "rolled back": "yellow"}
-_SHOWN = 5  # names per reason of a skip
+_SHOWN = 5  # outputs whose agreement is told
 _ROOMY = 100  # columns from which on the table gets wider gaps
 
 
@@ -44,7 +44,7 @@ def render(report: Report, console: Console, verbosity: int = 0) -> None:
     Args:
         report: What to print.
         console: Where to; must not interpret markup, for names come from the model.
-        verbosity: 0: table and result; 1 and more: every skip by reason, metrics of the passes and the conditions too.
+        verbosity: 0: table and result; 1 and more: also metrics and conditions, and every skipped place by reason.
     """
     console.print(_table(report, roomy=console.width >= _ROOMY))
     for label, line in _lines(report):
@@ -127,7 +127,7 @@ def quality_line(report: Report) -> str:
     details = dict(drop.details)
     if drop.measure == "metric":
         return f"metric {details.get('before', 0):.6g} -> {details.get('after', 0):.6g}, lost {loss(drop)}; {limit}"
-    shown = _names([f"{name} {value:.6g}" for name, value in details.items()])
+    shown = _first([f"{name} {value:.6g}" for name, value in details.items()])
     on = plural(drop.samples, "random input" if drop.random else "sample")
     return f"{drop.measure} lost {loss(drop)} on {on}; {limit}; {shown}"
 
@@ -150,7 +150,7 @@ def _render_step(step: Step, name: str, console: Console, verbosity: int) -> Non
     verified = f"; {step.verified}" if step.verified else ""
     console.print(_text(f"{name}: {plural(step.report.changed, 'rewrite')}{verified}; {seconds(step.seconds)}"))
     for reason, places in by_reason(skipped).items():
-        console.print(_text(f"{name}: left alone {len(places)} x, {reason}: {_names(places)}"), soft_wrap=True)
+        console.print(_text(f"{name}: left alone {len(places)} x, {reason}: {', '.join(places)}"), soft_wrap=True)
 
 
 def by_reason(skipped: Sequence[Skip]) -> dict[str, list[str]]:
@@ -161,9 +161,9 @@ def by_reason(skipped: Sequence[Skip]) -> dict[str, list[str]]:
     return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
-def _names(places: Sequence[str]) -> str:
-    shown = ", ".join(places[:_SHOWN])
-    return shown if len(places) <= _SHOWN else f"{shown} and {len(places) - _SHOWN} more"
+def _first(items: Sequence[str]) -> str:
+    shown = ", ".join(items[:_SHOWN])
+    return shown if len(items) <= _SHOWN else f"{shown} and {len(items) - _SHOWN} more"
 
 
 def _conditions(report: Report) -> str:
