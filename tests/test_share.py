@@ -14,12 +14,15 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt.base import PassReport
 from graphopt.context import Context
 from graphopt.ir.clean import clean
+from graphopt.ir.graph import constants, payload, payload_bytes
 from graphopt.model import Model
 from graphopt.passes.share import Share
 from graphopt.reader import load
 from graphopt.runtime.session import op_counts, optimized_model
 from graphopt.shapes import infer_shapes
+from graphopt.spec import parse_pass
 from tests.helpers import assert_same_outputs, outputs_of, parse, random_feeds
+from tests.test_laws import apply, context_for, prepared
 
 NO_CONTEXT = cast("Context", None)  # share needs none
 
@@ -354,3 +357,34 @@ def test_constant_nodes_of_two_branches_cannot_see_each_other() -> None:
         }"""
     )
     assert share(proto)[0].changed == 0
+
+
+TIED_TWICE = """m (int64[N] i, int64[N] j) => (float[N,64] y) {
+    g = Gather(e, i)  h = Gather(e, j)  s = Add(g, h)  n = Relu(s)  m = Gemm(n, w, b)  y = Gemm<transB=1>(m, e)
+}"""
+EVERY_PASS = (
+    "fold",
+    "share",
+    "prune:ratio=0.3",
+    "prune:ratio=0.3:embeddings=true",
+    "quant:mode=weights",
+    "quant:mode=weights:form=nbits",
+    "pack:min-bytes=64",
+    "pack:min-bytes=64:bits=6",
+    "half:min-bytes=0",
+    "half:compute=graph",
+)
+
+
+@pytest.mark.parametrize("spec", EVERY_PASS)
+def test_tied_embeddings_stay_tied_through_every_pass(spec: str) -> None:
+    proto = model(TIED_TWICE, e=random(64, 48), w=random(48, 48), b=random(48))
+    item = parse_pass(spec)
+    before = prepared(item, proto)
+    after, _ = apply(item, before, context_for(before))
+    clean(after.graph)
+    forms = [payload(constant) for constant in constants(after.graph) if constant.name.startswith("e")]
+    values = [held for held in forms if int(np.prod(held.shape)) >= 64 * 48 / 2]
+    assert len(values) == 1, "there are two forms of the one table"
+    sizes = [sum(payload_bytes(constant) for constant in constants(each.graph)) for each in (before, after)]
+    assert sizes[1] <= sizes[0] + 4096  # what decodes it may be there as well, but not the table
