@@ -16,6 +16,7 @@ from graphopt.ir.graph import declared, walk_graphs
 from graphopt.model import Model
 from graphopt.passes.fold.constants import fold_constants
 from graphopt.passes.fold.cse import merge_equal_nodes
+from graphopt.passes.fold.notes import drop_notes
 from graphopt.passes.fold.rules import Rule
 from graphopt.passes.fold.rules.installed import installed_rules, summaries
 from graphopt.passes.fold.sizes import file_bytes
@@ -23,6 +24,7 @@ from graphopt.passes.fold.workbench import Workbench, is_standard, label
 
 CONSTANTS = "constants"  # what is computed in bulk rather than by a rule
 EQUAL = "equal-nodes"  # the same for nodes that compute the same
+NOTES = "notes"  # the same for what exporters note down
 UNUSED = "unused"  # nodes and weights that no output depends on always go
 _MAX_ROUNDS = 50
 
@@ -65,6 +67,7 @@ class Fold(Pass):
         return {
             CONSTANTS: "What is computed from constants only is computed ahead, where that makes the file no larger.",
             EQUAL: "Nodes with the same operator, attributes and inputs become one.",
+            NOTES: "Stack traces and module paths that torch.onnx leaves on nodes, bodies and inner tensors go.",
             **summaries(),
         }
 
@@ -75,7 +78,7 @@ class Fold(Pass):
 
 def rule_names() -> tuple[str, ...]:
     """Return the names that `without` takes."""
-    return (CONSTANTS, EQUAL, *(rule.name for rule in installed_rules()))
+    return (CONSTANTS, EQUAL, NOTES, *(rule.name for rule in installed_rules()))
 
 
 class _Run:
@@ -110,6 +113,9 @@ class _Run:
             if self._counts.total() == before:
                 break
         skips = self._skips()
+        notes = 0 if NOTES in self._without else drop_notes(self._model)
+        if notes:
+            self._counts[NOTES] += notes
         stored = unused_weights(self._model)
         if stored:
             self._counts[UNUSED] += len(stored)
