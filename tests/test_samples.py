@@ -90,8 +90,12 @@ def test_inputs_without_a_batch_axis_are_stacked_too(tmp_path: Path) -> None:
     assert [int(feeds["rate"]) for feeds in found] == [1, 2, 3]
 
 
-def test_an_array_without_axes_belongs_to_every_sample() -> None:
-    source = {"x": numbers(3, 7), "state": numbers(3, 2, 1, 5), "rate": np.array(16)}
+@pytest.mark.parametrize("save", [None, np.savez, np.savez_compressed])
+def test_an_array_without_axes_belongs_to_every_sample(save: Any, tmp_path: Path) -> None:
+    source: Any = {"x": numbers(3, 7), "state": numbers(3, 2, 1, 5), "rate": np.array(16)}
+    if save is not None:
+        save(tmp_path / "s.npz", **source)
+        source = tmp_path / "s.npz"
     assert [int(feeds["rate"]) for feeds in open_samples(source, MIXED)] == [16] * 3
 
 
@@ -171,6 +175,15 @@ def test_data_sets_with_sequences_and_optionals(tmp_path: Path) -> None:
     for found, wanted in zip(feeds["s"], items, strict=True):
         np.testing.assert_array_equal(found, wanted)
     assert feeds["o"] is None
+
+
+def test_an_array_is_no_sequence(tmp_path: Path) -> None:
+    element = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    model = interface_of(helper.make_value_info("s", helper.make_sequence_type_proto(element)))
+    np.savez(tmp_path / "s.npz", s=numbers(3, 2))
+    assert "input 's' is a sequence, not one array; give a list of arrays" in message(tmp_path / "s.npz", model)
+    optional = interface_of(helper.make_value_info("o", helper.make_optional_type_proto(element)))
+    assert shapes(open_samples([{"o": numbers(3, 2)}], optional)) == [{"o": (3, 2)}]
 
 
 def test_data_sets_do_not_reach_outside(tmp_path: Path) -> None:

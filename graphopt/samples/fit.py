@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 
 from graphopt.errors import SampleError
 from graphopt.model import Interface, TensorSpec
@@ -93,6 +94,11 @@ def names_a_size(size: int | str | None) -> bool:
 def _value(spec: TensorSpec, value: Any, where: str) -> Any:
     """Return the value as an array of the input's type; what is no tensor is left to the runtime to check."""
     if spec.dtype is None:
+        if isinstance(value, np.ndarray) and _is_sequence(spec):
+            raise SampleError(
+                f"{where}: input '{spec.name}' is a sequence, not one array; give a list of arrays, from a function or "
+                "a folder of test_data_set_*"
+            )
         return value
     try:
         array = np.asarray(value)
@@ -109,6 +115,10 @@ def _value(spec: TensorSpec, value: Any, where: str) -> Any:
             f"convert it with array.astype('{wanted}')"
         )
     return array.astype(spec.dtype, copy=False)
+
+
+def _is_sequence(spec: TensorSpec) -> bool:
+    return bool(onnx.ValueInfoProto.FromString(spec.proto).type.HasField("sequence_type"))
 
 
 def _check_shape(spec: TensorSpec, found: Sequence[int], sizes: dict[str, tuple[int, str]], where: str) -> None:

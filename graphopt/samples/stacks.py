@@ -62,7 +62,7 @@ class ZippedStack:
     def blocks(self, starts: Sequence[int], length: int) -> Iterator[np.ndarray]:
         """Yield slices, which are read in one go through the member."""
         shape = (length, *self.shape[1:]) if self.shape else ()
-        row = prod(self.shape[1:]) * self.dtype.itemsize
+        row = prod(self.shape[1:]) * self.dtype.itemsize if self.shape else 0  # all read the one value there is
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
             _read_header(stream)
             begin = stream.tell()
