@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import click
@@ -30,6 +30,8 @@ from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.fold import Fold
 from graphopt.passes.prune import Prune
+from graphopt.passes.prune.channels.plan import Plan, make_plan
+from graphopt.passes.prune.channels.structured import carry_out
 from graphopt.reader import load
 from graphopt.runtime.session import open_session
 from graphopt.runtime.timing import paired_ratio
@@ -39,6 +41,11 @@ from graphopt.targets import get_target
 
 OURS, UNFITTED, FILTERS = "ours", "ours, not fitted", "L1 filters"
 PEERS = {"onnxsim, weights": "apply_structured_pruning", "onnxsim, samples": "apply_structured_wanda_pruning"}
+OPTIONS = {
+    OURS: Prune(pattern="channels", of="macs"),
+    UNFITTED: Prune(pattern="channels", of="macs", reconstruct=False),
+    FILTERS: Prune(pattern="channels", of="macs", criterion="l1", scope="layer", reconstruct=False),
+}
 _BISECTIONS = 6  # of onnxsim's fraction of channels
 _SHOWN = 8  # samples that onnxsim ranks by, its default
 _ONNXSIM = """
@@ -66,7 +73,7 @@ class Entry:
         method: Who pruned.
         macs: Fraction of the multiply-accumulates that is left, on the first sample; None: there is no result.
         metric: What the evaluator prints.
-        seconds: Wall time of the pruning, or of one run of onnxsim.
+        seconds: Of one core, for planning and pruning; wall time of one run of onnxsim.
         note: Why there is no result.
     """
 
@@ -85,7 +92,8 @@ class Case:
 
     Attributes:
         path: Where the folded model lies.
-        data: Its samples.
+        data: Where its samples lie.
+        plans: What our methods intend, as far as they have been asked, with the seconds that it took.
     """
 
     path: Path
@@ -93,6 +101,16 @@ class Case:
     data: Path
     samples: Samples
     evaluator: Path | None
+    plans: dict[str, tuple[Plan, float]] = field(default_factory=dict)
+
+    def plan(self, method: str) -> tuple[Plan, float]:
+        """Return what one of our methods intends, made once for all ratios, and the seconds that it took to make."""
+        name = OURS if method == UNFITTED else method
+        if name not in self.plans:
+            start = time.process_time()
+            plan = make_plan(self.model, _context(self.model, self.samples), OPTIONS[name])
+            self.plans[name] = plan, time.process_time() - start
+        return self.plans[name]
 
     def macs(self, model: Model) -> int:
         """Return the multiply-accumulates of a version of the model on the first sample."""
@@ -163,28 +181,26 @@ def _make(case: Case, keep: Path, ratio: float, method: str, peers: str) -> None
     record = result.with_suffix(".json")
     if record.exists():
         return
-    start, note = time.perf_counter(), ""
+    note = ""
     if method in PEERS:
         seconds, note = _searched(case, ratio, result, PEERS[method], peers)
     else:
-        _pruned(case, ratio, method).save(result)
-        seconds = time.perf_counter() - start
+        pruned, seconds = _pruned(case, ratio, method)
+        pruned.save(result)
     left = None if note else case.macs(load(result)) / case.macs(case.model)
     metric = (None if note else metric_of(case.evaluator, result)) or {}
     record.write_text(json.dumps(asdict(Entry(name, ratio, method, left, metric, seconds, note))))
     click.echo(f"{name} {ratio:g} {method}: {left} of the MACs, {metric}, {seconds:.0f} s {note}", err=True)
 
 
-def _pruned(case: Case, ratio: float, method: str) -> Model:
-    options = {
-        OURS: Prune(pattern="channels", of="macs", ratio=ratio),
-        UNFITTED: Prune(pattern="channels", of="macs", ratio=ratio, reconstruct=False),
-        FILTERS: Prune(pattern="channels", of="macs", ratio=ratio, criterion="l1", scope="layer", reconstruct=False),
-    }
-    model = case.model.copy()
-    options[method].run(model, _context(case.model, case.samples))
+def _pruned(case: Case, ratio: float, method: str) -> tuple[Model, float]:
+    """Return the pruned model, and the seconds of planning and carrying out."""
+    options = OPTIONS[method]
+    plan, planned = case.plan(method)
+    model, start = case.model.copy(), time.process_time()
+    carry_out(plan, model, ratio, _context(case.model, case.samples), options)
     clean(model.graph)
-    return model
+    return model, planned + time.process_time() - start
 
 
 def _searched(case: Case, ratio: float, result: Path, function: str, peers: str) -> tuple[float, str]:

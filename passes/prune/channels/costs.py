@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,6 +13,10 @@ from graphopt.ir.graph import constants, payload_bytes
 from graphopt.macs import Shape, node_macs
 from graphopt.model import Model
 from graphopt.passes.prune.channels.dependencies import Dependencies
+from graphopt.runtime.trace import nodes_of, own_seconds, trace
+from graphopt.samples import Feeds
+
+_RUNS = 11  # that times are the medians of
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,18 @@ def mac_costs(model: Model, dependencies: Dependencies, shapes: Mapping[str, Sha
 
     work = {id(node): float(node_macs(node, shape_of) or 0) for node in model.graph.nodes}
     return work_costs(dependencies, work)
+
+
+def time_costs(model: Model, dependencies: Dependencies, feeds: Feeds) -> Costs:
+    """Return seconds of one run on this machine's CPU, taken to be proportional to the channels of each node.
+
+    Raises:
+        ModelError: The model does not run.
+    """
+    seconds, rest = own_seconds(model, trace(model, feeds, runs=_RUNS))
+    work = {id(node): time for node, time in zip(nodes_of(model), seconds, strict=True)}
+    costs = work_costs(dependencies, work)
+    return replace(costs, fixed=costs.fixed + rest)
 
 
 def work_costs(dependencies: Dependencies, work: Mapping[int, float]) -> Costs:

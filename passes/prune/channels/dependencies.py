@@ -44,7 +44,7 @@ class Dependencies:
     Attributes:
         uses: Constants to cut, with the class of each index along the axis in place of its atom.
         counts: Numbers to correct, likewise.
-        works: Nodes with work, likewise.
+        works: Nodes with work or at least time, likewise.
         groups: What can be removed.
         size: Number of classes; those in no group stay.
         bent: Whether something other than a sum treats each class by itself, bool [size]; else they may be mixed.
@@ -101,10 +101,13 @@ def _follow(node: gs.Node, tracker: Tracker) -> None:
     if node.op not in _LINEAR.split():
         tracker.bent.extend(layout.atoms for layout in map(tracker.layout, node.inputs) if layout is not None)
     rule = RULES.get(node.op) if (node.domain or "") in ("", "ai.onnx") else None
-    if rule is not None:
-        rule(node, tracker)
-    else:
-        tracker.stop(node, f"{node.op} has no rule for channels")
+    if rule is None:
+        return tracker.stop(node, f"{node.op} has no rule for channels")
+    counted = len(tracker.works)
+    rule(node, tracker)
+    layout = tracker.layout(node.outputs[0])
+    if len(tracker.works) == counted and layout is not None:
+        tracker.work(node, layout.atoms)
 
 
 def _lock_constant(tensor: gs.Constant, tracker: Tracker) -> None:

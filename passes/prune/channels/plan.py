@@ -1,0 +1,137 @@
+"""What can be removed from a model, in which order, and what that saves and loses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphopt.context import Context
+from graphopt.model import Model
+from graphopt.passes.prune.channels.allocation import Curve, allocate, curve, uniform
+from graphopt.passes.prune.channels.costs import Costs, mac_costs, time_costs, weight_costs
+from graphopt.passes.prune.channels.dependencies import Dependencies, Group, find_dependencies
+from graphopt.passes.prune.channels.ranking import Ranking, rank_by_reader, rank_by_weight
+from graphopt.passes.prune.channels.rotation import turn, turnings
+from graphopt.passes.prune.channels.sensitivity import Meter
+from graphopt.samples import Samples, random_samples
+from graphopt.shapes import shapes_for
+
+if TYPE_CHECKING:
+    from graphopt.passes.prune.prune import Prune
+
+_BY_READER = frozenset({"obs", "wanda", "fluctuation"})
+_FEW = 16  # samples that coordinates are chosen by: of few channels, at many positions
+_LANES = 8  # floats that kernels take at once; a convolution with a rest pays for a whole block
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What can be removed from a model, and in which order.
+
+    Attributes:
+        model: The model.
+        shapes: Shapes of its tensors on one sample.
+        found: Its dependencies.
+        turns: Coordinates of groups in which the rankings are, by the number of the group; see `rotation`.
+        rankings: One a group.
+        curves: Likewise.
+        costs: What the ratio is a fraction of.
+        even: Whether all groups give up the same fraction, as plain filter pruning does.
+    """
+
+    model: Model
+    shapes: Mapping[str, tuple[int, ...]]
+    found: Dependencies
+    turns: Mapping[int, np.ndarray]
+    rankings: tuple[Ranking, ...]
+    curves: tuple[Curve, ...]
+    costs: Costs
+    even: bool
+
+    def of(self, model: Model) -> Plan:
+        """Return the plan for a copy of its model."""
+        if model is self.model:
+            return self
+        return replace(self, model=model, found=find_dependencies(model, self.shapes))
+
+    def gone(self, ratio: float) -> np.ndarray:
+        """Return which classes go so that the cost falls by a ratio, bool [classes]."""
+        share = uniform if self.even else allocate
+        gone = np.zeros(self.found.size, bool)
+        for ranking, count in zip(self.rankings, share(self.curves, self.costs, ratio), strict=True):
+            gone[ranking.order[:count]] = True
+        return gone
+
+
+def make_plan(model: Model, context: Context, options: Prune) -> Plan:
+    """Find, rank and weigh what can be removed.
+
+    Args:
+        model: Stays as it is.
+        context: Its samples, if there are any, give shapes, moments and what is measured.
+        options: `of`, `criterion` and `scope` count.
+    """
+    shapes = shapes_for(model, next(iter(context.samples)) if context.samples is not None else None)
+    found = find_dependencies(model, shapes)
+    criterion = "obs" if options.criterion == "auto" else options.criterion
+    turns: Mapping[int, np.ndarray] = {}
+    if criterion == "obs" and context.samples is not None:
+        turns = turnings(model, found, context.samples.take(_FEW), context.progress)
+    even = criterion not in _BY_READER and options.scope == "layer"
+    ranked = _ranked(model, found, turns, criterion, shapes, context)
+    curves = tuple(
+        curve(len(item.group.classes), 1 if even else _multiple(item.group), losses) for item, losses in ranked
+    )
+    rankings = tuple(replace(item, trials=()) for item, _ in ranked)
+    costs = _costs(model, found, shapes, options.of, context.samples)
+    return Plan(model, shapes, found, turns, rankings, curves, costs, even)
+
+
+def _ranked(
+    model: Model,
+    found: Dependencies,
+    turns: Mapping[int, np.ndarray],
+    criterion: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    context: Context,
+) -> list[tuple[Ranking, np.ndarray]]:
+    """Return the ranking of each group, in their order, in the coordinates that they are turned to, with its losses."""
+    if criterion not in _BY_READER:
+        by_weight = rank_by_weight(found, criterion, context.rng("prune/channels"))
+        return [(item, item.losses) for item in by_weight]
+    turned = model.copy()
+    there = find_dependencies(turned, shapes)
+    turn(turned, there, turns)
+    place = {id(group): index for index, group in enumerate(there.groups)}
+    return sorted(_measured(turned, there, criterion, context), key=lambda pair: place[id(pair[0].group)])
+
+
+def _measured(
+    model: Model, found: Dependencies, criterion: str, context: Context
+) -> Iterator[tuple[Ranking, np.ndarray]]:
+    """Yield each ranking with its losses; where there are samples, half of them rank and the others measure."""
+    if context.samples is None:
+        yield from ((item, item.losses) for item in rank_by_reader(model, found, None, criterion, context.progress))
+        return
+    fitted, unseen = context.samples.halves()
+    meter = Meter(model, unseen)
+    for item in rank_by_reader(model, found, fitted, criterion, context.progress):
+        yield item, meter.losses(item)
+
+
+def _costs(
+    model: Model, found: Dependencies, shapes: dict[str, tuple[int, ...]], unit: str, samples: Samples | None
+) -> Costs:
+    if unit in ("weights", "bytes"):
+        return weight_costs(model, found, in_bytes=unit == "bytes")
+    if unit == "latency":
+        return time_costs(model, found, next(iter(samples or random_samples(model.interface, count=1))))
+    return mac_costs(model, found, shapes)
+
+
+def _multiple(group: Group) -> int:
+    """Return of how many classes of a group a multiple stays: heads are whole blocks already."""
+    return _LANES if group.width == 1 else 1
