@@ -30,6 +30,18 @@ def hazard(graph: gs.Graph) -> str:
     return ""
 
 
+def carried_into_bodies(graph: gs.Graph) -> set[int]:
+    """Return the ids of the tensors that must not come from a DequantizeLinear: what moves them is read in a body."""
+    found: set[int] = set()
+    for scope in walk_graphs(graph):
+        for node in scope.nodes:
+            for tensor in _read_inside(node):
+                while tensor.inputs and tensor.inputs[0].op in _MOVES:
+                    tensor = tensor.inputs[0].inputs[0]
+                    found.add(id(tensor))
+    return found
+
+
 def _read_inside(node: gs.Node) -> list[gs.Tensor]:
     scopes = [scope for body in bodies(node) for scope in walk_graphs(body)]
     return [tensor for scope in scopes for inner in scope.nodes for tensor in inner.inputs]

@@ -44,6 +44,12 @@ def encode_blocks(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes.astype(np.uint8), scales
 
 
+def decode_blocks(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Return the rows that codes and scales stand for, float32 [outputs, blocks * BLOCK]."""
+    values = (codes.astype(np.float32) - _MIDDLE) * scales[:, :, None]
+    return np.asarray(values.reshape(len(codes), -1), np.float32)
+
+
 def quantize_blocks(model: Model, sites: Collection[DynamicSite]) -> int:
     """Store the weights of MatMul and Gemm sites in blocks and clean up.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -27,11 +27,14 @@ class Calibration:
         observations: Statistics by tensor name.
         observed: Names of the tensors that have statistics and only finite values.
         observer: Who found them.
+        chosen: How the range of a tensor is chosen where it is not as all others'.
     """
 
     observations: Observations
     observed: frozenset[str]
     observer: Observer
+    chosen: dict[str, RangeMethod] = field(default_factory=dict)
+    _ranges: dict[tuple[str, RangeMethod], tuple[float, float]] = field(default_factory=dict)
 
     def usable(self, units: Iterable[Unit]) -> list[Unit]:
         """Return the units all of whose tensors were observed."""
@@ -45,15 +48,28 @@ class Calibration:
         """Return the number of elements of each tensor in the first sample."""
         return {name: int(np.prod(self.observations.shape(name))) for name in self.observed}
 
-    def parameters(self, placement: Placement, units: Iterable[Unit], method: RangeMethod) -> dict[str, Affine]:
-        """Return the parameters of every stored tensor."""
+    def parameters(
+        self, placement: Placement, units: Iterable[Unit], method: RangeMethod, only: str = ""
+    ) -> dict[str, Affine]:
+        """Return the parameters of every stored tensor, or only of those that share them with one."""
+        if only:
+            placement = placement.of_group(only)
         bounds = {unit.output.name: unit.clamp_high for unit in units if unit.clamp is not None}
-        own = {name: self._range(name, method, bounds.get(name)) for name in placement.stored}
+        own = {name: self.range(name, self.chosen.get(name, method), bounds.get(name)) for name in placement.stored}
         return {name: affine(low, high) for name, (low, high) in shared_parameters(placement, own).items()}
 
-    def _range(self, name: str, method: RangeMethod, bound: float | None) -> tuple[float, float]:
-        low, high = self.observations.range(name)
-        low, high = choose_range(method, low, high, *self.observations.histogram(name))
+    def range(self, name: str, method: RangeMethod, bound: float | None) -> tuple[float, float]:
+        """Return the range that a method covers.
+
+        Args:
+            name: Of the tensor.
+            method: Criterion.
+            bound: Upper bound of a clamp that the rounding replaces; None without one.
+        """
+        if (name, method) not in self._ranges:
+            extent = self.observations.range(name)
+            self._ranges[name, method] = choose_range(method, *extent, *self.observations.histogram(name))
+        low, high = self._ranges[name, method]
         return (low, high) if bound is None else (max(low, 0.0), min(max(high, 0.0), bound))
 
 

@@ -21,8 +21,9 @@ from graphopt.ir.clean import clean, disconnect
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, tensor_names, walk_graphs
 from graphopt.model import Model
+from graphopt.passes.quant.store import WeightStore
 from graphopt.passes.quant.units import QUANTIZERS, name_of
-from graphopt.passes.quant.weights import quantize_rows, quantize_weight
+from graphopt.passes.quant.weights import QuantizedWeight, quantize_rows, quantize_weight
 from graphopt.targets import Target
 
 _FLOAT32 = np.dtype(np.float32)
@@ -108,6 +109,38 @@ def stored_weight(node: gs.Node) -> tuple[gs.Constant | None, bool]:
     return (weight, transposed) if isinstance(weight, gs.Constant) else (None, False)
 
 
+def matrix_of(node: gs.Node) -> np.ndarray:
+    """Return the weight of a MatMul or Gemm as [inputs, outputs]."""
+    weight, transposed = stored_weight(node)
+    assert weight is not None
+    values: np.ndarray = weight.values.T if transposed else weight.values
+    return values
+
+
+def quantize_table(table: np.ndarray) -> QuantizedWeight:
+    """Quantize a table [rows, columns] with a scale a column."""
+    return quantize_weight(table, 1)
+
+
+def quantize_recurrent(weight: np.ndarray, *, pairs: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Quantize a weight of an LSTM [directions, outputs, inputs]; return codes like it, and scales of each output.
+
+    Args:
+        weight: The weight.
+        pairs: Whether 16-bit sums of pairs must not saturate.
+    """
+    directions, outputs, inputs = weight.shape
+    codes, scale = quantize_rows(weight.reshape(directions * outputs, inputs), "even" if pairs else "none")
+    return codes.reshape(weight.shape), scale.reshape(directions, outputs)
+
+
+def site_size(site: DynamicSite) -> int:
+    """Return the number of weights that a site stores in integers."""
+    if site.node.op == "LSTM":
+        return sum(int(np.prod(site.node.inputs[index].shape)) for index in (1, 2))
+    return int(np.prod(site.node.inputs[0].shape)) if site.node.op == "Gather" else weight_size(site)
+
+
 def weight_size(site: DynamicSite) -> int:
     """Return the number of weights of a MatMul or Gemm."""
     weight, _ = stored_weight(site.node)
@@ -132,18 +165,18 @@ def _lstm_reason(node: gs.Node) -> str:
     return ""
 
 
-def quantize_dynamic(model: Model, sites: Collection[DynamicSite], *, pairs: bool) -> int:
+def quantize_dynamic(model: Model, sites: Collection[DynamicSite], store: WeightStore) -> int:
     """Quantize the sites of a model and clean up.
 
     Args:
         model: Edited in place.
         sites: Sites of this very model.
-        pairs: Whether the target's 16-bit sums must not saturate.
+        store: Integer weights.
 
     Returns:
         How many nodes run in integers.
     """
-    writer = _Writer(model, pairs)
+    writer = _Writer(model, store)
     for site in sites:
         if site.node.op == "LSTM":
             writer.lstm(site)
@@ -156,9 +189,9 @@ def quantize_dynamic(model: Model, sites: Collection[DynamicSite], *, pairs: boo
 
 
 class _Writer:
-    def __init__(self, model: Model, pairs: bool) -> None:
+    def __init__(self, model: Model, store: WeightStore) -> None:
         self._taken = tensor_names(model.graph)
-        self._pairs = pairs
+        self._store = store
         self._inputs: dict[tuple[int, int], tuple[gs.Tensor, gs.Tensor, gs.Tensor]] = {}
         self._weights: dict[tuple[int, int], tuple[gs.Constant, gs.Constant, gs.Constant]] = {}
         self._scope: gs.Graph = model.graph
@@ -169,7 +202,7 @@ class _Writer:
         output = node.outputs[0]
         bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
         codes, scale, zero = self._quantized_input(node.inputs[0])
-        weight, weight_scale, weight_zero = self._matrix_weight(node)
+        weight, weight_scale, weight_zero = self._matrix_weight(site)
         disconnect(node)
         name = output.name
         summed = self._node("MatMulInteger", [codes, weight, zero, weight_zero], f"{name}_int32", np.int32)
@@ -186,7 +219,7 @@ class _Writer:
         table, output = node.inputs[0], node.outputs[0]
         key = id(table), 3
         if key not in self._weights:
-            found = quantize_weight(table.values, 1)
+            found = quantize_table(table.values)
             self._weights[key] = self._constants(table.name, found.values, found.scale)
         codes, scale, zero = self._weights[key]
         rows = self._variable(f"{output.name}_codes", np.int8)
@@ -220,24 +253,21 @@ class _Writer:
             self._inputs[key] = outputs
         return self._inputs[key]
 
-    def _matrix_weight(self, node: gs.Node) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
-        constant, transposed = stored_weight(node)
+    def _matrix_weight(self, site: DynamicSite) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
+        constant, transposed = stored_weight(site.node)
         assert constant is not None
         key = id(constant), int(transposed)
         if key not in self._weights:
-            values = constant.values.T if transposed else constant.values
-            found = quantize_weight(values, 1, pairs=self._pairs)
+            found = self._store.matrix(site.position, matrix_of(site.node))
             self._weights[key] = self._constants(constant.name, found.values, found.scale)
         return self._weights[key]
 
     def _recurrent_weight(self, constant: gs.Constant) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
         key = id(constant), 2
         if key not in self._weights:
-            directions, outputs, inputs = constant.shape
-            rows = constant.values.reshape(directions * outputs, inputs)
-            codes, scale = quantize_rows(rows, "even" if self._pairs else "none")
-            stored = np.ascontiguousarray(codes.reshape(directions, outputs, inputs).transpose(0, 2, 1))
-            self._weights[key] = self._constants(constant.name, stored, scale.reshape(directions, outputs))
+            codes, scale = quantize_recurrent(constant.values, pairs=self._store.pairs)
+            stored = np.ascontiguousarray(codes.transpose(0, 2, 1))
+            self._weights[key] = self._constants(constant.name, stored, scale)
         return self._weights[key]
 
     def _constants(self, name: str, codes: np.ndarray, scale: np.ndarray) -> tuple[gs.Constant, ...]:

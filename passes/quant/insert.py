@@ -8,7 +8,6 @@ channel behind a DequantizeLinear, and the bias is int32 with the product of the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -19,48 +18,13 @@ from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 from graphopt.model import Model
 from graphopt.passes.quant.placement import Placement, stored_output
 from graphopt.passes.quant.ranges import Affine, affine
+from graphopt.passes.quant.store import WeightStore
 from graphopt.passes.quant.units import Unit, outputs_of_scopes
-from graphopt.passes.quant.weights import QuantizedWeight, least_scale, quantize_bias, quantize_tensor, quantize_weight
+from graphopt.passes.quant.weights import QuantizedWeight, least_scale, quantize_bias
+from graphopt.runtime.hazards import carried_into_bodies
 
 _FLOAT32 = np.dtype(np.float32)
 _SELF_QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm"})  # by ONNX Runtime, between integers
-
-
-@dataclass
-class WeightStore:
-    """Integer weights, found once and shared by all candidates of a run.
-
-    Attributes:
-        pairs: Whether the target's 16-bit sums of pairs must not saturate.
-        per_channel: Whether the opset has one scale per channel (13 and later).
-        bias_shift: By unit position, what to add to the bias to correct its mean, [channels].
-    """
-
-    pairs: bool
-    per_channel: bool = True
-    bias_shift: dict[int, np.ndarray] = field(default_factory=dict)
-    _found: dict[int, QuantizedWeight] = field(default_factory=dict)
-
-    def weight(self, unit: Unit, least: np.ndarray | None = None) -> QuantizedWeight:
-        """Return the integer weight of a unit.
-
-        Args:
-            unit: Conv, MatMul or Gemm.
-            least: Least scale of each channel, so that its bias fits into 32 bits.
-        """
-        known = self._found.get(unit.position)
-        if known is None or (least is not None and np.any(known.scale < least)):
-            known = self._found[unit.position] = self._quantize(unit, least)
-        return known
-
-    def _quantize(self, unit: Unit, least: np.ndarray | None) -> QuantizedWeight:
-        assert unit.weight is not None
-        values = unit.weight.values
-        if not self.per_channel:
-            bound = None if least is None else float(least.max(initial=0.0))
-            return quantize_tensor(values, limit=64 if self.pairs else 127, least=bound)
-        group = int(unit.node.attrs.get("group", 1))
-        return quantize_weight(values, unit.weight_axis, group, pairs=self.pairs, least=least)
 
 
 def insert(model: Model, units: Mapping[int, Unit], placement: Placement, parameters: Mapping[str, Affine],
@@ -99,14 +63,19 @@ class _Writer:
         self._taken = tensor_names(model.graph)
         self._integer: set[int] = set()
         self._handed_out = outputs_of_scopes(model.graph)
+        self._carried = carried_into_bodies(model.graph)
         self._restored: dict[int, gs.Tensor] = {}
         self._scalars: dict[tuple[str, Affine], tuple[gs.Constant, gs.Constant]] = {}
         self._weights: dict[int, tuple[gs.Constant, gs.Constant, QuantizedWeight]] = {}
         self._zeros: dict[tuple[int, ...], gs.Constant] = {}
 
     def announce(self, units: Iterable[Unit]) -> None:
-        """Tell which nodes will read integers."""
+        """Tell which nodes will read integers, and what scales their weights must have."""
+        units = list(units)
         self._integer = {id(unit.node) for unit in units}
+        for unit in units:  # a weight that several share needs the largest of their least scales
+            if unit.weight is not None:
+                self._store.weight(unit, self._least(unit, float(self._parameters[unit.inputs[0].name].scale)))
 
     def store_output(self, unit: Unit) -> None:
         """Put a quantizer pair behind a unit: all readers of its output see what was stored."""
@@ -129,8 +98,11 @@ class _Writer:
 
         ONNX Runtime gives each reader of a DequantizeLinear one of its own, which hides from its fusions (Gelu, layer
         normalization) that two readers read the same; and it quantizes the weights of a Conv between integers by
-        itself, with one scale. A Max of one input stops both, for less than a second DequantizeLinear takes.
+        itself, with one scale. And its optimizer ends the process where what moves such a tensor is read in the body
+        of an If or Loop. A Max of one input stops all of it, for less than a second DequantizeLinear takes.
         """
+        if id(tensor) in self._carried:
+            return True
         readers = [node for node in tensor.outputs if id(node) not in self._integer]
         count = len(readers) + (id(tensor) in self._handed_out)
         return count > 1 or any(node.op in _SELF_QUANTIZED for node in readers)
@@ -186,8 +158,7 @@ class _Writer:
         assert weight is not None
         input_scale = float(self._input_scale(unit))
         real_bias = self._real_bias(unit)
-        least = None if real_bias is None else least_scale(real_bias, input_scale)
-        quantized = self._store.weight(unit, least)
+        quantized = self._store.weight(unit, self._least(unit, input_scale))
         values, scale = self._weight_constants(weight.name, quantized)
         axis = {} if quantized.axis is None else {"axis": quantized.axis}
         restored = self._variable(f"{weight.name}_dequantized", _FLOAT32, weight.shape)
@@ -196,6 +167,11 @@ class _Writer:
         if real_bias is not None:
             name = bias.name if bias is not None else f"{unit.node.outputs[0].name}_bias"  # the clamp may be gone
             self._set_bias(unit, name, real_bias, np.asarray(quantized.scale * input_scale, np.float32), axis)
+
+    def _least(self, unit: Unit, input_scale: float) -> np.ndarray | None:
+        """Return the least scale of each channel with which the bias fits, or None without a bias."""
+        bias = self._real_bias(unit)
+        return None if bias is None else least_scale(bias, input_scale)
 
     def _real_bias(self, unit: Unit) -> np.ndarray | None:
         """The bias with its mean corrected; None where there is none, or no place for one."""

@@ -30,6 +30,11 @@ class Placement:
     stored: frozenset[str]
     groups: Mapping[str, str]
 
+    def of_group(self, name: str) -> Placement:
+        """Return the placement with those stored tensors only that share the parameters of one."""
+        groups = {tensor: root for tensor, root in self.groups.items() if root == self.groups[name]}
+        return Placement(self.units, frozenset(groups), groups)
+
 
 def place(units: Sequence[Unit], sizes: Mapping[str, int], allowed: Collection[int] | None = None) -> Placement:
     """Return the largest placement in which every unit is in company.

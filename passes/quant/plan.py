@@ -2,58 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import walk_nodes
 from graphopt.model import Model
 from graphopt.passes.quant.audit import Audit, audit
+from graphopt.passes.quant.balance import Balance, read_outside, saved_bytes
 from graphopt.passes.quant.blocks import quantize_blocks
 from graphopt.passes.quant.calibrate import Calibration, bias_shift, input_shifts
-from graphopt.passes.quant.dynamic import DynamicSite, quantize_dynamic, sites_in
-from graphopt.passes.quant.insert import WeightStore, insert
+from graphopt.passes.quant.costs import measured_costs
+from graphopt.passes.quant.dynamic import DynamicSite, quantize_dynamic, site_size, sites_in
+from graphopt.passes.quant.errors import OutputError
+from graphopt.passes.quant.forms import Plan
+from graphopt.passes.quant.insert import insert
 from graphopt.passes.quant.opset import PER_CHANNEL
 from graphopt.passes.quant.placement import Placement, place
-from graphopt.passes.quant.ranges import Affine, RangeMethod
-from graphopt.passes.quant.units import Unit, units_in
+from graphopt.passes.quant.ranges import METHODS, Affine, RangeMethod
+from graphopt.passes.quant.store import WeightStore
+from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
+from graphopt.passes.quant.twins import block_twin, site_twin, tensor_roundings, unit_twin
+from graphopt.passes.quant.units import Unit, outputs_of_scopes, units_in
+from graphopt.runtime.profile import NodeTime
 from graphopt.targets import Target
 
 _AUDITS = 4  # un-quantizing what did not fuse may leave others alone
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which nodes run in integers.
-
-    Attributes:
-        label: For the user, such as "static int8".
-        static: Positions of the units with fixed ranges.
-        dynamic: Positions of the sites with ranges found at run time.
-        blocks: Positions of the sites with weights in blocks.
-        ranges: How ranges are chosen.
-    """
-
-    label: str
-    static: frozenset[int]
-    dynamic: frozenset[int]
-    ranges: RangeMethod
-    blocks: frozenset[int] = frozenset()
-
-    @property
-    def nodes(self) -> list[int]:
-        """Positions of all that run in integers, in graph order."""
-        return sorted(self.static | self.dynamic | self.blocks)
-
-    def without(self, positions: Iterable[int]) -> Plan:
-        """Return the plan with some nodes left float."""
-        gone = frozenset(positions)
-        return replace(self, static=self.static - gone, dynamic=self.dynamic - gone, blocks=self.blocks - gone)
-
-    def only(self, positions: frozenset[int]) -> Plan:
-        """Return the plan with all other nodes left float."""
-        static, dynamic, blocks = (part & positions for part in (self.static, self.dynamic, self.blocks))
-        return replace(self, static=static, dynamic=dynamic, blocks=blocks)
 
 
 @dataclass(frozen=True)
@@ -65,14 +39,14 @@ class Candidate:
         model: The model.
         changed: Nodes that run in integers.
         audit: What the runtime made of it.
-        unfused: Positions of the units that were taken back because they did not fuse.
+        unfused: Positions of the units that were taken back because they did not fuse, with the rule that failed.
     """
 
     plan: Plan
     model: Model
     changed: int
     audit: Audit
-    unfused: frozenset[int] = frozenset()
+    unfused: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,12 +100,12 @@ class Workshop:
 
     def make(self, plan: Plan) -> Candidate:
         """Make the model of a plan, and take back what does not fuse."""
-        refused: frozenset[int] = frozenset()
+        refused: dict[int, str] = {}
         for _ in range(_AUDITS):
             written = self.write(plan)
             names = {str(unit.node.name): unit.position for unit in written.placement.units}
             found = audit(written.model, names)
-            left = frozenset(names[name] for name in found.unfused)
+            left = {names[name]: rule for name, rule in found.unfused.items()}
             if not left:
                 break
             refused |= left
@@ -167,11 +141,75 @@ class Workshop:
         sites = sites_in(model, [site for site in self.sites if site.position in plan.dynamic])
         blocks = sites_in(model, [site for site in self.sites if site.position in plan.blocks])
         self._correct(placement)
-        changed = quantize_dynamic(model, sites, pairs=self.pairs) if sites else 0
+        changed = quantize_dynamic(model, sites, self._store) if sites else 0
         changed += quantize_blocks(model, blocks) if blocks else 0
         if placement.units:
             changed += insert(model, units, placement, parameters, self._store)
         return Written(model, placement, changed)
+
+    def switchboard(self, plan: Plan, error: OutputError) -> Switchboard:
+        """Return the float model with a switch for every rounding of a plan.
+
+        Raises:
+            ModelError: ONNX Runtime does not take it.
+        """
+        model = self.model.copy()
+        placement = self.placement(plan)
+        self._correct(placement)
+        parameters = self.parameters(placement, plan.ranges)
+        twins = {
+            Rounding(position): unit_twin(model, unit, self._store)
+            for position, unit in units_in(model, placement.units).items()
+            if unit.weight is not None
+        }
+        for positions, twin in ((plan.dynamic, self._site_twin), (plan.blocks, block_twin)):
+            chosen = [site for site in self.sites if site.position in positions]
+            twins.update({Rounding(site.position, at_run_time=True): twin(site) for site in sites_in(model, chosen)})
+        rounded = tensor_roundings(model, placement)
+        return Switchboard(model, twins, {item: parameters[item.tensor] for item in rounded}, error)
+
+    def balance(
+        self, plan: Plan, times: tuple[list[NodeTime], list[NodeTime]], harms: Mapping[Rounding, float]
+    ) -> Balance:
+        """Return the terms on which nodes of a plan are left float.
+
+        Args:
+            plan: The largest plan.
+            times: Of the nodes of the float model and of the plan's; empty where they cannot be measured.
+            harms: Error of each rounding.
+        """
+        placement = self.placement(plan)
+        sites = [site for site in self.sites if site.position in plan.dynamic | plan.blocks]
+        costs = measured_costs(placement.units, sites, self._sizes, *times)
+        outside = read_outside(placement.units, outputs_of_scopes(self.model.graph))
+        matrices = {site.position: site_size(site) for site in sites}
+        saved = saved_bytes(placement.units, matrices, self.model.weight_bytes)
+        return Balance(plan, placement, outside, costs, self._sizes, saved, harms)
+
+    def harm_of(self, position: int, harms: Mapping[Rounding, float]) -> float:
+        """Return the error that a node causes: of its weight, and of the tensors that it reads in integers."""
+        read = {tensor.name for unit in self.units if unit.position == position for tensor in unit.inputs}
+        return sum(
+            harm for item, harm in harms.items() if (item.tensor in read if item.tensor else item.position == position)
+        )
+
+    def ranges_of(self, plan: Plan, tensor: str) -> dict[RangeMethod, Affine]:
+        """Return the parameters of a tensor by every way of choosing a range."""
+        assert self.calibration is not None
+        placement, calibration = self.placement(plan), self.calibration
+        found: dict[RangeMethod, Affine] = {}
+        for method in METHODS:
+            other = replace(calibration, chosen={**calibration.chosen, tensor: method})
+            found[method] = other.parameters(placement, self.units, plan.ranges, only=tensor)[tensor]
+        return found
+
+    def choose_range(self, tensor: str, method: RangeMethod) -> None:
+        """Choose the range of one tensor otherwise than all others'."""
+        assert self.calibration is not None
+        self.calibration.chosen[tensor] = method
+
+    def _site_twin(self, site: DynamicSite) -> Twin:
+        return site_twin(site, self._store)
 
     def _correct(self, placement: Placement) -> None:
         """Find the corrections of the biases that have a place in their unit."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
+METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
 LEVELS = 255  # steps of an unsigned 8-bit integer
 _TINY = 1e-12  # ranges narrower than this are no ranges
 _SHRINK = np.linspace(0.1, 1.0, 46)  # candidate ends, as fractions of the observed end

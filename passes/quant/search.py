@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from graphopt.evaluate import Drop
 from graphopt.model import Model
-from graphopt.passes.quant.attribution import most_harmful
-from graphopt.passes.quant.plan import Candidate, Plan, Workshop
+from graphopt.passes.quant.attribution import attribute
+from graphopt.passes.quant.balance import Balance
+from graphopt.passes.quant.errors import OutputError
+from graphopt.passes.quant.forms import Plan
+from graphopt.passes.quant.plan import Candidate, Workshop
+from graphopt.passes.quant.switchboard import Rounding, Switchboard
+from graphopt.runtime.profile import NodeTime
 from graphopt.runtime.timing import Ratio
 
 _WORTH = 0.1  # of the weights' bytes saved is worth an int8 model that is about as fast
-_EQUAL = 0.03  # latencies closer than this are equal, and the more exact candidate wins
-_MARGIN = 0.9  # of the limit is aimed at when nodes are left float
-_HOPELESS = 25  # times the limit: then the form does not suit the model, and some layers more or less do not help
-_PART = 8  # of the nodes left float, one such part may be too many
-_FIRST = 8  # nodes left float before the loss is measured again in any case; twice as many each time after that
+_EQUAL = 0.03  # latencies closer than this are equal, and the smaller or more exact candidate wins
+_AIM = 0.9  # of the limit is aimed at when nodes are left float
+_MEASURED = 64  # runs that tell where the error comes from, about
+_TRIES = 5  # plans with nodes left float whose loss is measured
+_EASED = 1.6  # times the error that held the limit may hold it as well; so much more is tried
+_COVERED = 0.9  # of the error of tensors is looked at for better ranges
+_RANGES = 8  # tensors that other ranges are tried for
 
 
 @dataclass(frozen=True)
@@ -27,13 +34,14 @@ class Judged:
         candidate: The candidate.
         drop: Loss against the original; None where there is nothing to judge on, or where nobody needed to know.
         latency: Time over that of the float model; None where the target is not this machine.
-        left: Positions of the nodes that were left float to hold the limit, the most harmful first.
+        left: By position of each node that was left float, why: its share of the error of the largest plan, a fraction,
+            or None where it was for speed.
     """
 
     candidate: Candidate
     drop: Drop | None
     latency: Ratio | None
-    left: tuple[int, ...] = ()
+    left: dict[int, float | None] = field(default_factory=dict)
 
     @property
     def speed(self) -> float:
@@ -50,7 +58,8 @@ class Search:
         float_model: What latency is compared with.
         measure_drop: Loss of a model against the original.
         measure_latency: Time of the second model over that of the first.
-        error: Error of a model at its outputs, for finding out where a loss comes from; None without samples.
+        measure_nodes: Time of each node of a model; None where the target is not this machine.
+        error: Error at the outputs on the samples that a candidate does worst on; None without samples.
         limit: Largest loss allowed.
         asked_for: Whether the user chose the form, so that it only must not be slower beyond doubt.
     """
@@ -59,19 +68,21 @@ class Search:
     float_model: Model
     measure_drop: Callable[[Model], Drop | None]
     measure_latency: Callable[[Model, Model], Ratio | None]
-    error: Callable[[Model], float] | None
+    measure_nodes: Callable[[Model], list[NodeTime]] | None
+    error: Callable[[Model], OutputError | None]
     limit: float
     asked_for: bool = False
 
     def best(self, plans: Sequence[Plan]) -> tuple[Judged | None, list[Judged]]:
         """Return the best candidate that pays and holds the limit, and all candidates as far as they were measured.
 
-        Plans are tried from the fastest to the slowest, until one is clearly slower than the best so far.
+        Plans are tried from the fastest to the slowest, as long as one may be clearly faster than the best so far,
+        which may have become slower by the nodes that were left float to hold the limit.
         """
         judged: list[Judged] = []
         best: Judged | None = None
         for item in sorted(map(self._timed, plans), key=lambda item: item.speed):
-            if item.candidate.changed and self.pays(item) and (best is None or item.speed <= best.speed + _EQUAL):
+            if item.candidate.changed and self.pays(item) and (best is None or item.speed < best.speed - _EQUAL):
                 item = self._held(item)
                 if self._holds(item.drop) and item.candidate.changed and self.pays(item) and _better(item, best):
                     best = item
@@ -88,84 +99,139 @@ class Search:
         return item.latency.median <= 1.0 and (smaller or item.latency.high < 1.0)
 
     def _timed(self, plan: Plan) -> Judged:
+        """Make a plan, without the nodes that integers slow down by more than their bytes are worth."""
+        item = self._made(plan)
+        if self.measure_nodes is None or not item.candidate.changed or self.asked_for:
+            return item
+        slim = self._balance(item.candidate, {}).best(0.0)
+        gone = frozenset(item.candidate.plan.nodes) - frozenset(slim.nodes)
+        if not gone:
+            return item
+        other = self._made(slim, dict.fromkeys(gone))
+        return other if other.candidate.changed and other.speed < item.speed - _EQUAL else item
+
+    def _made(self, plan: Plan, left: dict[int, float | None] | None = None) -> Judged:
         candidate = self.workshop.make(plan)
         latency = self.measure_latency(self.float_model, candidate.model) if candidate.changed else None
-        return Judged(candidate, None, latency)
+        return Judged(candidate, None, latency, left or {})
 
     def _holds(self, drop: Drop | None) -> bool:
         return drop is None or drop.within(self.limit)
 
     def _held(self, item: Judged) -> Judged:
-        """Measure the loss; where it is too large, correct what can be corrected, then leave nodes float."""
+        """Measure the loss; where it is too large, choose ranges again, then leave nodes float."""
         drop = self.measure_drop(item.candidate.model)
         if self._holds(drop):
-            return Judged(item.candidate, drop, item.latency)
-        if self.workshop.correct_means(item.candidate.plan):
-            corrected = self.workshop.make(item.candidate.plan)
-            better = self.measure_drop(corrected.model)
-            if self._holds(better):
-                return Judged(corrected, better, item.latency)
-            if drop is None or (better is not None and better.value < drop.value):
-                item, drop = Judged(corrected, None, item.latency), better
-        return self._thinned(item, drop)
-
-    def _thinned(self, item: Judged, drop: Drop | None) -> Judged:
-        """Leave the nodes float that the error comes from, as few as it takes."""
+            return Judged(item.candidate, drop, item.latency, item.left)
         assert drop is not None
-        failed = Judged(item.candidate, drop, item.latency)
-        if self.error is None:
+        failed = Judged(item.candidate, drop, item.latency, item.left)
+        error = self.error(item.candidate.model)
+        if error is None:
             return failed
-        plan, left, tried = item.candidate.plan, list[int](), 0
-        remaining = self.error(item.candidate.model)
-        wanted = remaining * self._share(drop)
-        if wanted * _HOPELESS < remaining:
-            return failed
-        for part, harm in most_harmful(plan.nodes, lambda nodes: self._error_of(plan, nodes)):
-            left += part
-            remaining -= harm
-            if remaining > wanted and len(left) < 2 * tried + _FIRST:
-                continue
-            found = self._without(plan, left)
-            if found.candidate.changed == 0:
+        plan = item.candidate.plan
+        with self.workshop.switchboard(plan, error) as board:
+            harms = attribute(board.roundings, board.error, _MEASURED)
+            if self._choose_ranges(plan, board, harms):
+                candidate = self.workshop.make(plan)
+                failed = Judged(candidate, self.measure_drop(candidate.model), item.latency, item.left)
+                if self._holds(failed.drop):
+                    return failed
+        return self._thinned(failed, harms)
+
+    def _choose_ranges(self, plan: Plan, board: Switchboard, harms: dict[Rounding, float]) -> bool:
+        """Try other ranges for the tensors that harm most; whether any is better.
+
+        The harms are brought up to date.
+        """
+        worst = sorted((item for item in harms if item.tensor), key=lambda item: -harms[item])
+        remaining, found = sum(harms[item] for item in worst), False
+        least = (1 - _COVERED) * remaining
+        for rounding in worst[:_RANGES]:
+            if remaining <= least:
                 break
-            if self._holds(found.drop):
-                found = self._fewest(plan, left, tried, found)
-                return replace(found, latency=self.measure_latency(self.float_model, found.candidate.model))
-            assert found.drop is not None
-            remaining, tried = self.error(found.candidate.model), len(left)
-            wanted = remaining * self._share(found.drop)
-        return failed
-
-    def _without(self, plan: Plan, left: Sequence[int]) -> Judged:
-        candidate = self.workshop.make(plan.without(left))
-        return Judged(candidate, self.measure_drop(candidate.model) if candidate.changed else None, None, tuple(left))
-
-    def _fewest(self, plan: Plan, left: Sequence[int], low: int, found: Judged) -> Judged:
-        """Halve the step from the first `low` nodes, which were too few, to all of them, as long as it is large."""
-        high = len(left)
-        while high - low > max(1, high // _PART):
-            middle = (low + high) // 2
-            here = self._without(plan, left[:middle])
-            if self._holds(here.drop):
-                found, high = here, middle
-            else:
-                low = middle
+            remaining -= harms[rounding]
+            found |= self._choose_range(plan, board, harms, rounding)
         return found
 
-    def _share(self, drop: Drop) -> float:
-        """Part of the error that may stay, if the loss is proportional to it."""
-        loss = drop.value if drop.established is None else drop.established
-        return _MARGIN * self.limit / loss
+    def _choose_range(self, plan: Plan, board: Switchboard, harms: dict[Rounding, float], rounding: Rounding) -> bool:
+        before = board.parameters[rounding]
+        tried = {before: board.error([rounding])}
+        methods = self.workshop.ranges_of(plan, rounding.tensor)
+        for parameters in methods.values():
+            if parameters not in tried:
+                board.parameters[rounding] = parameters
+                tried[parameters] = board.error([rounding])
+        best = min(tried, key=lambda parameters: tried[parameters])
+        board.parameters[rounding] = best
+        harms[rounding] = tried[best]
+        if best == before:
+            return False
+        self.workshop.choose_range(
+            rounding.tensor, next(name for name, parameters in methods.items() if parameters == best)
+        )
+        return True
 
-    def _error_of(self, plan: Plan, nodes: frozenset[int]) -> float:
-        assert self.error is not None
-        return self.error(self.workshop.write(plan.only(nodes)).model)
+    def _thinned(self, failed: Judged, harms: dict[Rounding, float]) -> Judged:
+        """Leave the nodes float that the error comes from, as few as it takes.
+
+        The loss is taken to be proportional to the error of the roundings that are on; each measured loss corrects the
+        proportion.
+        """
+        balance = self._balance(failed.candidate, harms)
+        whole = sum(harms.values())
+        held: Judged | None = None
+        allowed, known_bad = whole, whole
+        last = failed
+        for _ in range(_TRIES):
+            if held is None:
+                assert last.drop is not None
+                allowed = min(allowed * _AIM * self.limit / max(_loss(last.drop), 1e-12), 0.9 * allowed)
+            else:
+                allowed = min(allowed * _EASED, (allowed + known_bad) / 2)
+            plan = balance.within(allowed)
+            if held is not None and plan == held.candidate.plan:
+                break
+            last = self._without(failed, plan, harms)
+            if not last.candidate.changed:
+                break
+            if self._holds(last.drop):
+                held = last
+            else:
+                known_bad = allowed
+                if held is not None:
+                    break
+        if held is None:
+            return failed
+        latency = self.measure_latency(self.float_model, held.candidate.model)
+        return Judged(held.candidate, held.drop, latency, held.left)
+
+    def _without(self, failed: Judged, plan: Plan, harms: dict[Rounding, float]) -> Judged:
+        candidate = self.workshop.make(plan)
+        whole = sum(harms.values())
+        gone = frozenset(failed.candidate.plan.nodes) - frozenset(candidate.plan.nodes)
+        shares = {position: self.workshop.harm_of(position, harms) / max(whole, 1e-300) for position in gone}
+        drop = self.measure_drop(candidate.model) if candidate.changed else None
+        return Judged(candidate, drop, None, {**failed.left, **shares})
+
+    def _balance(self, candidate: Candidate, harms: dict[Rounding, float]) -> Balance:
+        """Return the terms of the choice; without times, nodes count by their bytes only."""
+        times: tuple[list[NodeTime], list[NodeTime]] = ([], [])
+        if self.measure_nodes is not None:
+            times = self.measure_nodes(self.workshop.model), self.measure_nodes(candidate.model)
+        return self.workshop.balance(candidate.plan, times, harms)
+
+
+def _loss(drop: Drop) -> float:
+    return drop.value if drop.established is None else drop.established
 
 
 def _better(item: Judged, other: Judged | None) -> bool:
-    """Whether the item is faster, or as fast and more exact."""
+    """Whether the item is faster, or as fast and smaller or more exact."""
     if other is None:
         return True
     if abs(item.speed - other.speed) > _EQUAL or item.drop is None or other.drop is None:
         return item.speed < other.speed
+    size, known = item.candidate.model.weight_bytes, other.candidate.model.weight_bytes
+    if abs(size - known) > _WORTH * known:
+        return size < known
     return item.drop.value < other.drop.value

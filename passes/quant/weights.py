@@ -47,6 +47,11 @@ class QuantizedWeight:
         return np.asarray(self.values * self.scale.reshape(shape), np.float32)
 
 
+def fits(weight: QuantizedWeight, least: np.ndarray | None) -> bool:
+    """Whether the scales are at least so large."""
+    return least is None or not np.any(weight.scale < least)
+
+
 def quantize_rows(
     rows: np.ndarray, pairing: Pairing = "none", least: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

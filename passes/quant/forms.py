@@ -1,0 +1,42 @@
+"""Plans: which node runs in which form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from graphopt.passes.quant.ranges import RangeMethod
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which nodes run in integers.
+
+    Attributes:
+        label: For the user, such as "static int8".
+        static: Positions of the units with fixed ranges.
+        dynamic: Positions of the sites with ranges found at run time.
+        blocks: Positions of the sites with weights in blocks.
+        ranges: How ranges are chosen.
+    """
+
+    label: str
+    static: frozenset[int]
+    dynamic: frozenset[int]
+    ranges: RangeMethod
+    blocks: frozenset[int] = frozenset()
+
+    @property
+    def nodes(self) -> list[int]:
+        """Positions of all that run in integers, in graph order."""
+        return sorted(self.static | self.dynamic | self.blocks)
+
+    def without(self, positions: Iterable[int]) -> Plan:
+        """Return the plan with some nodes left float."""
+        gone = frozenset(positions)
+        return replace(self, static=self.static - gone, dynamic=self.dynamic - gone, blocks=self.blocks - gone)
+
+    def only(self, positions: frozenset[int]) -> Plan:
+        """Return the plan with all other nodes left float."""
+        static, dynamic, blocks = (part & positions for part in (self.static, self.dynamic, self.blocks))
+        return replace(self, static=static, dynamic=dynamic, blocks=blocks)

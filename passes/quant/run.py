@@ -1,0 +1,261 @@
+"""One run of integers for weights and activations: find what can be quantized, try the ways of it, report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import onnx_graphsurgeon as gs
+
+from graphopt.base import PassReport, Skip
+from graphopt.context import Context
+from graphopt.errors import GraphoptError
+from graphopt.evaluate import Drop
+from graphopt.model import Model
+from graphopt.passes.quant.calibrate import Calibration, calibrate
+from graphopt.passes.quant.dynamic import DynamicSite, find_sites, weight_size
+from graphopt.passes.quant.errors import OutputError, hardest
+from graphopt.passes.quant.forms import Plan
+from graphopt.passes.quant.opset import PER_TENSOR, raised
+from graphopt.passes.quant.plan import Workshop
+from graphopt.passes.quant.ranges import RangeMethod
+from graphopt.passes.quant.search import Judged, Search
+from graphopt.passes.quant.units import Unit, find_units, name_of
+from graphopt.runtime.profile import NodeTime, node_times
+from graphopt.samples import Samples, random_samples
+from graphopt.shapes import infer_shapes
+
+Mode = Literal["auto", "static", "dynamic", "blocks"]
+_SECONDS = 1.0  # to time a candidate against the float model
+_DRAWN = 4  # random inputs to judge on where there are no samples
+_TIMED = 3  # samples that nodes are timed on
+_FEW = 6  # samples that tell where an error comes from
+_BLOCKS = 2**20  # weights in matrices from which on blocks are tried
+_NO_DATA = "ranges are found at run time (dynamic int8); with --data, fixed ranges also make Conv and others int8"
+_DELICATE = frozenset({"attention", "softmax", "sigmoid"})  # their integers lose much for little time
+
+
+@dataclass(frozen=True)
+class IntegerOptions:
+    """What is wanted.
+
+    Attributes:
+        mode: Form that nodes take.
+        ranges: How fixed ranges are chosen.
+        exclude: Nodes that stay float: names with wildcards, or operators.
+    """
+
+    mode: Mode
+    ranges: RangeMethod
+    exclude: tuple[str, ...]
+
+    def excludes(self, node: gs.Node) -> bool:
+        """Whether the user wants a node to stay float."""
+        return any(node.op == pattern or fnmatchcase(name_of(node), pattern) for pattern in self.exclude)
+
+
+class Run:
+    """One run.
+
+    Args:
+        options: What is wanted.
+        model: Edited in place.
+        context: Surroundings.
+    """
+
+    def __init__(self, options: IntegerOptions, model: Model, context: Context) -> None:
+        self._options = options
+        self._model = model
+        self._context = context
+        self._notes: list[str] = []
+        self._skipped: list[Skip] = []
+        self._float_times: list[NodeTime] | None = None
+
+    def report(self) -> PassReport:
+        """Try, measure, keep the best and tell."""
+        workshop = self._workshop()
+        plans = make_plans(self._options, workshop.units, workshop.sites)
+        if not plans:
+            return self._nothing("there is nothing that has an int8 kernel here")
+        search = self._search(workshop)
+        best, judged = search.best(plans)
+        if best is None or best.candidate.changed == 0:
+            return self._nothing(_why_not(judged, search, self._context))
+        self._explain(workshop, best)
+        self._model.graph = best.candidate.model.graph
+        self._model.residue = best.candidate.model.residue
+        audit = best.candidate.audit
+        metrics = {
+            "integer nodes": float(audit.integer),
+            "conversions left": float(audit.quantizers),
+            "units": float(best.candidate.changed),
+            "left float to hold the limit": float(sum(share is not None for share in best.left.values())),
+            "left float for speed": float(sum(share is None for share in best.left.values())),
+        }
+        return PassReport(best.candidate.changed, tuple(self._skipped), metrics, tuple(self._notes))
+
+    def _search(self, workshop: Workshop) -> Search:
+        evaluator, target, samples = self._context.evaluator, self._context.target, self._context.samples
+
+        def times(model: Model) -> list[NodeTime]:
+            assert samples is not None
+            if model is not workshop.model:
+                return node_times(model, list(samples.take(_TIMED)))
+            if self._float_times is None:
+                self._float_times = node_times(model, list(samples.take(_TIMED)))
+            return self._float_times
+
+        drawn = self._drawn() if samples is None else None
+        return Search(
+            workshop,
+            self._model,
+            lambda model: self._drop(model, drawn),
+            lambda before, after: evaluator.latency(before, after, seconds=_SECONDS),
+            times if target.runs_here and samples is not None else None,
+            lambda model: drawn if samples is None else self._error(samples, model),
+            self._context.max_drop,
+            asked_for=self._options.mode != "auto",
+        )
+
+    def _error(self, samples: Samples, model: Model) -> OutputError:
+        """Return the error on the samples that the model does worst on, and some others."""
+        return OutputError(self._model, hardest(self._model, model, samples, _FEW))
+
+    def _drawn(self) -> OutputError | None:
+        """Return the error on random inputs, if the model runs on them."""
+        try:
+            drawn = random_samples(self._model.interface, seed=self._context.seed, count=_DRAWN)
+            return OutputError(self._model, list(drawn))
+        except GraphoptError:  # no random input is valid: nothing can be judged
+            return None
+
+    def _drop(self, model: Model, drawn: OutputError | None) -> Drop | None:
+        """Return the loss; where there is nothing to judge on and the form is ours to choose, that on random inputs."""
+        drop = self._context.evaluator.drop(model)
+        if drop is not None or drawn is None or self._options.mode != "auto":
+            return drop
+        value = drawn(model)
+        return Drop(value, value, value, "agreement", {}, _DRAWN, random=True)
+
+    def _workshop(self) -> Workshop:
+        target, options = self._context.target, self._options
+        base, calibration = self._model.copy(), None
+        infer_shapes(base)
+        units: Sequence[Unit] = ()
+        if options.mode in ("auto", "static") and self._context.observer is not None:
+            base, note = raised(base)
+            units, calibration = self._static_units(base)
+            if note:
+                self._notes.append(note)
+        sites: Sequence[DynamicSite] = ()
+        if options.mode != "static":
+            found, skipped = find_sites(base.graph, target, base.opset)
+            sites = [site for site in found if not self._is_excluded(site.node)]
+            self._skip(skipped)
+            if self._context.observer is None and sites and options.mode != "blocks":
+                self._notes.append(_NO_DATA)
+        return Workshop(base, target, units, sites, calibration)
+
+    def _static_units(self, model: Model) -> tuple[list[Unit], Calibration | None]:
+        if model.opset < PER_TENSOR:
+            self._notes.append(f"opset {model.opset} has no quantized operators, and the model cannot be converted")
+            return [], None
+        units, skipped = find_units(model.graph, self._context.target, model.opset)
+        units = [unit for unit in units if not self._is_excluded(unit.node)]
+        self._skip(skipped)
+        if not any(unit.weight is not None for unit in units) or self._context.observer is None:
+            return [], None
+        calibration = calibrate(model, units, self._context.observer)
+        usable = calibration.usable(units)
+        kept = {unit.position for unit in usable}
+        self._skip(
+            Skip(unit.name, "no sample gives what it reads or makes a finite value")
+            for unit in units
+            if unit.position not in kept and unit.weight is not None
+        )
+        return usable, calibration
+
+    def _is_excluded(self, node: gs.Node) -> bool:
+        excluded = self._options.excludes(node)
+        if excluded:
+            self._skip([Skip(name_of(node), "excluded by option")])
+        return excluded
+
+    def _skip(self, skipped: Iterable[Skip]) -> None:
+        known = {item.where for item in self._skipped}
+        for item in skipped:
+            if item.where not in known:
+                known.add(item.where)
+                self._skipped.append(item)
+
+    def _explain(self, workshop: Workshop, best: Judged) -> None:
+        names = {unit.position: unit.name for unit in workshop.units}
+        names.update({site.position: name_of(site.node) for site in workshop.sites})
+        weighted = {unit.position for unit in workshop.units if unit.weight is not None}
+        weighted |= {site.position for site in workshop.sites}
+        limit = f"{self._context.max_drop:.2%}"
+        self._skip(
+            Skip(names[position], f"left float to stay within {limit}: it causes {share:.1%} of the error of int8")
+            for position, share in sorted(best.left.items(), key=lambda pair: -(pair[1] or 0.0))
+            if share is not None
+        )
+        self._skip(
+            Skip(names[position], "its integer form, with its conversions, takes longer here than its bytes are worth")
+            for position, share in sorted(best.left.items())
+            if share is None and position in weighted
+        )
+        self._skip(
+            Skip(names[position], f"ONNX Runtime does not fuse it into an integer kernel ({rule})")
+            for position, rule in sorted(best.candidate.unfused.items())
+        )
+        timed = f"{best.latency.median:.2f} x the time" if best.latency is not None else "time not measured here"
+        self._notes.append(f"{best.candidate.plan.label}: {timed}")
+        self._notes.append(best.candidate.audit.describe())
+
+    def _nothing(self, why: str) -> PassReport:
+        return PassReport(0, tuple(self._skipped), notes=(*self._notes, f"{why}; left as it was"))
+
+
+def make_plans(options: IntegerOptions, units: Sequence[Unit], sites: Sequence[DynamicSite]) -> list[Plan]:
+    """Return the plans to try: fixed ranges (dynamic where there are none), dynamic, one of each, and blocks."""
+    weighted = frozenset(unit.position for unit in units if unit.weight is not None)
+    light = frozenset(unit.position for unit in units if unit.weight is None and unit.kind not in _DELICATE)
+    at_run_time = frozenset(site.position for site in sites)
+    convolutions = frozenset(unit.position for unit in units if unit.kind in ("conv", "depthwise"))
+    method: RangeMethod = options.ranges
+    matrices = [site for site in sites if site.node.op in ("MatMul", "Gemm")]
+    blocks = frozenset(site.position for site in matrices)
+    plans = []
+    if weighted and options.mode != "blocks":
+        plans.append(Plan("static int8", weighted | light, at_run_time - weighted, method))
+    if convolutions and at_run_time & weighted and options.mode == "auto":
+        plans.append(Plan("static int8 for Conv, dynamic for the rest", convolutions | light, at_run_time, method))
+    if at_run_time and options.mode != "blocks":
+        plans.append(Plan("dynamic int8", frozenset(), at_run_time, method))
+    large = sum(weight_size(site) for site in matrices) >= _BLOCKS
+    if blocks and (options.mode == "blocks" or (options.mode == "auto" and large)):
+        plans.append(Plan("int8 weights in blocks", frozenset(), at_run_time - blocks, method, blocks))
+    return plans
+
+
+def _why_not(judged: Sequence[Judged], search: Search, context: Context) -> str:
+    """Return one line with the figures of what was tried."""
+    tried = [item for item in judged if item.candidate.changed]
+    if not tried:
+        return "nothing that could run in integers would have integers on both sides"
+    slow = [item for item in tried if not search.pays(item)]
+    lossy = [item for item in tried if item not in slow and item.drop is not None]
+    reasons = []
+    if lossy:
+        lost = ", ".join(
+            f"{item.candidate.plan.label} {item.drop.value:.2%}{' on random inputs' if item.drop.random else ''}"
+            for item in lossy
+            if item.drop is not None
+        )
+        reasons.append(f"it loses more than the limit of {context.max_drop:.2%} ({lost})")
+    if slow:
+        times = ", ".join(f"{item.candidate.plan.label} takes {item.speed:.2f} x the time" for item in slow)
+        reasons.append(f"it does not pay on {context.target.name} ({times})")
+    return f"int8 was not kept: {'; '.join(reasons)}"
