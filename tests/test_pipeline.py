@@ -161,6 +161,12 @@ def test_accepts_a_lossless_rewrite() -> None:
     assert step.after.nbytes < step.before.nbytes
 
 
+@pytest.mark.parametrize(("data", "macs"), [(None, 8), ([{"x": np.ones((3, 4), np.float32)}], 24)])
+def test_macs_are_those_of_the_first_sample_or_of_small_sizes(data: Any, macs: int) -> None:
+    _, (step,) = run(DropIdentity(), data=data)
+    assert step.before.macs == step.after.macs == macs
+
+
 def test_a_pass_that_changes_nothing_is_unchanged() -> None:
     result, (step,) = run(Nothing())
     assert step.outcome == "unchanged"
