@@ -26,6 +26,19 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Fate:
+    """What the runtime made of a place that a pass wrote.
+
+    Attributes:
+        where: Name of the node as it was written.
+        what: What it is in the graph that really runs, in words.
+    """
+
+    where: str
+    what: str
+
+
+@dataclass(frozen=True)
 class PassReport:
     """What a pass did.
 
@@ -34,12 +47,14 @@ class PassReport:
         skipped: Places left alone, in graph order.
         metrics: Figures of the pass's own, by name; fractions in [0, 1), counts, bytes.
         notes: Lines for the user that belong to no single place.
+        fates: What the runtime made of what the pass wrote, in graph order; empty where nobody looked.
     """
 
     changed: int
     skipped: tuple[Skip, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    fates: tuple[Fate, ...] = ()
 
 
 @dataclass(frozen=True)

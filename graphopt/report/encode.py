@@ -99,6 +99,7 @@ def _step(step: Step) -> dict[str, Any]:
         "skipped": [] if report is None else [{"where": skip.where, "reason": skip.reason} for skip in report.skipped],
         "metrics": {} if report is None else _numbers(report.metrics),
         "notes": [] if report is None else list(report.notes),
+        "fates": [] if report is None else [{"where": item.where, "what": item.what} for item in report.fates],
     }
 
 
