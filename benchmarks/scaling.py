@@ -2,9 +2,10 @@
 
     python -m benchmarks.scaling [--nodes N] [--gigabytes G] [--markdown FILE]
 
-Both models are made here. The first is a chain of blocks as exporters write them (Shape, Gather, Concat, Reshape,
-Identity, arithmetic with constants), folded at a quarter, a half and all of the nodes. The second has its weights in a
-file beside it, and only its graph changes: load, fold and save, in a process of its own.
+The models are made here. Those of `benchmarks.growing` are folded at a quarter, a half and all of the nodes: blocks as
+exporters write them (Shape, Gather, Concat, Reshape, Identity, arithmetic with constants) in a row and side by side,
+repetitions, choices inside of choices, and many weights. The last has its weights in a file beside it, and only its
+graph changes: load, fold and save, in a process of its own.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from typing import cast
 import click
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from benchmarks.growing import SHAPES
 from benchmarks.process import measure
 from graphopt.context import Context
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.fold import Fold
 
-_BLOCK = 10  # nodes
 _REPEATED = 3  # runs; the quickest counts
 _FOLD = """
 import sys
@@ -45,15 +46,16 @@ print(report.changed, nodes)
 
 
 @click.command()
-@click.option("--nodes", default=20000, show_default=True, help="Nodes of the largest chain.")
+@click.option("--nodes", default=20000, show_default=True, help="Nodes of the largest graphs.")
 @click.option("--gigabytes", default=1.6, show_default=True, help="Size of the weights.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
 def main(nodes: int, gigabytes: float, markdown: Path | None) -> None:
     """Fold models that grow and print what it takes."""
     lines = ["| model | before | after | seconds | seconds per 1000 nodes | peak memory |", "|---|---|---|---|---|---|"]
-    for count in (nodes // 4, nodes // 2, nodes):
-        lines.append(_chain_row(count))
-        click.echo(lines[-1], err=True)
+    for name, make in SHAPES.items():
+        for count in (nodes // 4, nodes // 2, nodes):
+            lines.append(_row(name, make(count)))
+            click.echo(lines[-1], err=True)
     with tempfile.TemporaryDirectory() as folder:
         path = write_large(Path(folder) / "large.onnx", gigabytes)
         lines += [_large_row(path, gigabytes, mode) for mode in ("fold", "save")]
@@ -63,16 +65,17 @@ def main(nodes: int, gigabytes: float, markdown: Path | None) -> None:
         markdown.write_text(table + "\n")
 
 
-def _chain_row(count: int) -> str:
-    proto, seconds = chain(count), []
+def _row(name: str, proto: onnx.ModelProto) -> str:
+    before, seconds = 0, []
     for _ in range(_REPEATED):
         model = Model.from_proto(proto)
+        before = model.node_count
         start = time.perf_counter()
         Fold().run(model, cast("Context", None))  # it asks for none
         clean(model.graph)
         seconds.append(time.perf_counter() - start)
     best = min(seconds)
-    return f"| chain | {len(proto.graph.node)} | {model.node_count} | {best:.2f} | {best / count * 1000:.3f} | |"
+    return f"| {name} | {before} | {model.node_count} | {best:.2f} | {best / before * 1000:.3f} | |"
 
 
 def _large_row(path: Path, gigabytes: float, mode: str) -> str:
@@ -84,34 +87,6 @@ def _large_row(path: Path, gigabytes: float, mode: str) -> str:
     after = run.output.split()[-1]
     memory = f"{run.peak_bytes / 1e6:.0f} MB"
     return f"| {gigabytes} GB beside it: {what} | {len(before.graph.node)} | {after} | {run.seconds:.2f} | | {memory} |"
-
-
-def chain(count: int) -> onnx.ModelProto:
-    """Return a model of so many nodes, in blocks of ten that fold to three."""
-    nodes, weights = [], [_ints("zero", [0]), _ints("rest", [-1]), _ints("eight", [8])]
-    source = "x"
-    for block in range(count // _BLOCK):
-        scale = np.array(1.5 + block % 7, np.float32)
-        weights += [numpy_helper.from_array(scale, f"s{block}"), numpy_helper.from_array(-scale, f"t{block}")]
-        names = [f"{kind}{block}" for kind in ("shape", "n", "target", "r", "i", "neg", "sum", "m", "q", "out")]
-        shape, size, target, reshaped, same, negated, added, product, again, out = names
-        nodes += [
-            helper.make_node("Shape", [source], [shape]),
-            helper.make_node("Gather", [shape, "zero"], [size]),
-            helper.make_node("Concat", [size, "eight"], [target], axis=0),
-            helper.make_node("Reshape", [source, target], [reshaped]),
-            helper.make_node("Identity", [reshaped], [same]),
-            helper.make_node("Neg", [f"s{block}"], [negated]),
-            helper.make_node("Add", [negated, f"t{block}"], [added]),
-            helper.make_node("Mul", [same, added], [product]),
-            helper.make_node("Cast", [product], [again], to=TensorProto.FLOAT),
-            helper.make_node("Tanh", [again], [out]),
-        ]
-        source = out
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8])
-    y = helper.make_tensor_value_info(source, TensorProto.FLOAT, ["N", 8])
-    graph = helper.make_graph(nodes, "chain", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def write_large(path: Path, gigabytes: float) -> Path:
@@ -144,10 +119,6 @@ def write_large(path: Path, gigabytes: float) -> Path:
     graph = helper.make_graph(nodes, "large", [x], [y], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
-
-
-def _ints(name: str, values: list[int]) -> TensorProto:
-    return numpy_helper.from_array(np.array(values, np.int64), name)
 
 
 if __name__ == "__main__":

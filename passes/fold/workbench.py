@@ -40,6 +40,7 @@ class Workbench(View):
         self.budget = budget
         self._max_opset = max_opset
         self._names: set[str] | None = None
+        self._defined: dict[int, set[str]] = {}
         self._queue: deque[gs.Node] = deque()
         self._queued: set[int] = set()
         self._edited = False
@@ -50,7 +51,7 @@ class Workbench(View):
         """Bring order, types and values up to date after rewrites, and queue every node."""
         if self._edited:
             clean(self.model.graph)
-        self._edited, self._removed = False, {}
+        self._edited, self._removed, self._defined = False, {}, {}
         self.look()
         self._queue.clear()
         self._queued.clear()
@@ -152,8 +153,7 @@ class Workbench(View):
         What they make is renamed where its name is taken there. The outputs of the body are no outputs any more.
         """
         graph = self.graph_of(node)
-        taken = {tensor.name for other in graph.nodes for tensor in other.outputs}
-        taken.update(tensor.name for tensor in graph.inputs)
+        taken = self._names_in(graph)
         moved = [inner for inner in body.nodes if id(inner) not in self._removed]
         body.nodes.clear()
         self._forget_results(body)
@@ -161,8 +161,16 @@ class Workbench(View):
             for tensor in inner.outputs:
                 if tensor.name in taken:
                     tensor.name = self.free_name(tensor.name)
+                taken.add(tensor.name)
             self.put(inner, graph)
         return moved
+
+    def _names_in(self, graph: gs.Graph) -> set[str]:
+        """Return what a graph defines, or did since `refresh`: collected once, for bodies may move there by thousands."""
+        if id(graph) not in self._defined:
+            made = {tensor.name for node in graph.nodes for tensor in node.outputs}
+            self._defined[id(graph)] = made | {tensor.name for tensor in graph.inputs}
+        return self._defined[id(graph)]
 
     def raise_opset(self, nodes: Sequence[gs.Node], wanted: int) -> str:
         """Raise the operator set of the model for the sake of nodes that are about to be merged.
