@@ -166,7 +166,7 @@ class Workbench(View):
         return moved
 
     def _names_in(self, graph: gs.Graph) -> set[str]:
-        """Return what a graph defines, or did since `refresh`: collected once, for bodies may move there by thousands."""
+        """Return what a graph defines, or did since `refresh`: collected once, for many may move in."""
         if id(graph) not in self._defined:
             made = {tensor.name for node in graph.nodes for tensor in node.outputs}
             self._defined[id(graph)] = made | {tensor.name for tensor in graph.inputs}
