@@ -4,6 +4,7 @@
 
 The peers come with the extra ``peers``. Every run is a process of its own, start-up included, and the tools take turns,
 so that a noisy machine is noisy for all; graphopt may keep its compiled modules, as any installed package has them.
+Beside wall time stands the time that a process computed, which other work on the machine hardly changes.
 Outputs are compared with ONNX Runtime's optimizations off. Latency is timed with them on, in interleaved pairs.
 """
 
@@ -40,6 +41,7 @@ class Outcome:
     """What one tool made of one model; sizes in bytes, times in seconds (of the quickest run).
 
     Attributes:
+        cpu_seconds: What the process computed in the run that computed least.
         error: Why there is no result, else empty.
         difference: Largest relative L2 difference of an output on the probes; None: not comparable.
         latency: Time over that of the original, with its 95 % interval; None: not measured.
@@ -49,6 +51,7 @@ class Outcome:
     nodes: int | None
     nbytes: int | None
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     difference: float | None
     error: str
@@ -71,7 +74,7 @@ def main(
     names = [path for path in sorted((folder / "models").glob("*.onnx")) if fnmatch.fnmatch(path.stem, only)]
     for model in names:
         results[model.stem] = compare(folder, model, commands(peers), repeat, seconds)
-        click.echo(render({model.stem: results[model.stem]}).splitlines()[-1], err=True)
+        click.echo(render({model.stem: results[model.stem]}).splitlines()[2], err=True)
     table = render(results)
     click.echo(table)
     if markdown is not None:
@@ -105,25 +108,31 @@ def compare(
                 ours = ("-p", "fold,share", "--no-benchmark", "-q", "-o") if tool == "graphopt" else ()
                 runs[tool].append(measure([*command, model, *ours, outputs[tool]], env=_COMPILED))
         original, samples = load(model), find_samples(folder, model.stem)
-        return [_outcome(tool, runs[tool], original, outputs[tool], samples, seconds) for tool in tools]
+        before = Outcome("input", original.node_count, _nbytes(model), 0.0, 0.0, 0, None, "")
+        return [before, *(_outcome(tool, runs[tool], original, outputs[tool], samples, seconds) for tool in tools)]
+
+
+def _nbytes(model: Path) -> int:
+    """Return the size of a model's file and of those beside it that are named after it."""
+    return sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*"))
 
 
 def _outcome(
     tool: str, runs: Sequence[Run], original: Model, output: Path, samples: Path | None, timed: float
 ) -> Outcome:
-    seconds = min(run.seconds for run in runs)  # what disturbs a run only ever makes it longer
+    spent = (min(run.seconds for run in runs), min(run.cpu_seconds for run in runs))  # noise only ever adds
     peak = max(run.peak_bytes for run in runs)
     if runs[-1].status != 0 or not output.exists():
         lines = runs[-1].output.strip().splitlines() or [f"exit status {runs[-1].status}"]
-        return Outcome(tool, None, None, seconds, peak, None, lines[-1][:200])
+        return Outcome(tool, None, None, *spent, peak, None, lines[-1][:200])
     nbytes = sum(path.stat().st_size for path in output.parent.iterdir())
     try:
         result = load(output)
         moved = difference(original, output, samples)
         ratio = latency(original, output, samples, timed) if timed else None
-        return Outcome(tool, result.node_count, nbytes, seconds, peak, moved, "", ratio)
+        return Outcome(tool, result.node_count, nbytes, *spent, peak, moved, "", ratio)
     except GraphoptError as error:
-        return Outcome(tool, None, nbytes, seconds, peak, None, f"the result does not run: {error}"[:200])
+        return Outcome(tool, None, nbytes, *spent, peak, None, f"the result does not run: {error}"[:200])
 
 
 def difference(original: Model, output: Path, samples: Path | None) -> float:
@@ -155,20 +164,38 @@ def latency(original: Model, output: Path, samples: Path | None, seconds: float)
 
 
 def render(results: Mapping[str, Sequence[Outcome]]) -> str:
-    """Return the Markdown table: nodes, file, seconds, peak MB, difference and latency of each tool."""
-    tools = [outcome.tool for outcome in next(iter(results.values()))] if results else []
-    head = "| model | " + " | ".join(f"{tool}: nodes, file, wall, memory, difference, latency" for tool in tools) + " |"
+    """Return the Markdown table, and what it comes to."""
+    tools = [outcome.tool for outcome in next(iter(results.values()))][1:] if results else []
+    cells = "nodes, file, wall (CPU), memory, difference, latency"
+    head = "| model | input | " + " | ".join(f"{tool}: {cells}" for tool in tools) + " |"
     rows = ["| " + " | ".join((name, *map(_cell, outcomes))) + " |" for name, outcomes in results.items()]
-    return "\n".join((head, "|---" * (len(tools) + 1) + "|", *rows))
+    return "\n".join((head, "|---" * (len(tools) + 2) + "|", *rows, "", *summary(results)))
+
+
+def summary(results: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """Return on how many models graphopt does what it is to do."""
+    rows = [(outcomes[0], outcomes[1], outcomes[2:]) for outcomes in results.values() if not outcomes[1].error]
+    fewest = [(ours.nodes, min(peer.nodes for peer in peers if peer.nodes)) for _, ours, peers in rows]
+    counts = {
+        "no more nodes than any peer": sum(ours <= peer for ours, peer in fewest if ours is not None),
+        "fewer nodes than any peer": sum(ours < peer for ours, peer in fewest if ours is not None),
+        "a file no larger than the input": sum((ours.nbytes or 0) <= (before.nbytes or 0) for before, ours, _ in rows),
+        "no more wall time than OnnxSlim": sum(ours.seconds <= peers[0].seconds for _, ours, peers in rows),
+        "no more CPU time than OnnxSlim": sum(ours.cpu_seconds <= peers[0].cpu_seconds for _, ours, peers in rows),
+    }
+    return [f"- {what}: {count} of {len(results)} models" for what, count in counts.items()]
 
 
 def _cell(outcome: Outcome) -> str:
-    cost = f"{outcome.seconds:.2f} s, {outcome.peak_bytes / 1e6:.0f} MB"
+    cost = f"{outcome.seconds:.2f} s ({outcome.cpu_seconds:.2f} s), {outcome.peak_bytes / 1e6:.0f} MB"
     if outcome.error:
         return f"FAILED ({outcome.error}), {cost}"
     assert outcome.nbytes is not None
+    made = f"**{outcome.nodes}**, {outcome.nbytes / 1e6:.3f} MB"
+    if outcome.tool == "input":
+        return made
     timed = "" if outcome.latency is None else ", {:.2f} x ({:.2f}-{:.2f})".format(*outcome.latency)
-    return f"**{outcome.nodes}**, {outcome.nbytes / 1e6:.3f} MB, {cost}, {outcome.difference:.0e}{timed}"
+    return f"{made}, {cost}, {outcome.difference:.0e}{timed}"
 
 
 if __name__ == "__main__":
