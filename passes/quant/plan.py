@@ -27,8 +27,6 @@ from graphopt.passes.quant.units import Unit, outputs_of_scopes, units_in
 from graphopt.runtime.profile import NodeTime
 from graphopt.targets import Target
 
-_AUDITS = 4  # un-quantizing what did not fuse may leave others alone
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -99,18 +97,17 @@ class Workshop:
         return self.target.weight_limit < 127
 
     def make(self, plan: Plan) -> Candidate:
-        """Make the model of a plan, and take back what does not fuse."""
+        """Make the model of a plan, and take back what does not fuse, which may leave others alone, until all does."""
         refused: dict[int, str] = {}
-        for _ in range(_AUDITS):
+        while True:
             written = self.write(plan)
             names = {str(unit.node.name): unit.position for unit in written.placement.units}
-            found = audit(written.model, names)
+            found = audit(written.model, names, self.target)
+            if not found.unfused:
+                return Candidate(plan, written.model, written.changed, found, refused)
             left = {names[name]: rule for name, rule in found.unfused.items()}
-            if not left:
-                break
             refused |= left
             plan = plan.without(left)
-        return Candidate(plan, written.model, written.changed, found, refused)
 
     def placement(self, plan: Plan) -> Placement:
         """Return what runs in integers under a plan."""

@@ -9,11 +9,12 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from graphopt.base import PassReport, Skip
+from graphopt.base import Fate, PassReport, Skip
 from graphopt.context import Context
 from graphopt.errors import GraphoptError
 from graphopt.evaluate import Drop
 from graphopt.model import Model
+from graphopt.passes.quant.accounting import account, summary
 from graphopt.passes.quant.calibrate import Calibration, calibrate
 from graphopt.passes.quant.dynamic import DynamicSite, find_sites, weight_size
 from graphopt.passes.quant.errors import OutputError, hardest
@@ -89,12 +90,20 @@ class Run:
         audit = best.candidate.audit
         metrics = {
             "integer nodes": float(audit.integer),
-            "conversions left": float(audit.quantizers),
+            "conversions at borders": float(audit.borders),
+            "conversions inside": float(audit.inside),
             "units": float(best.candidate.changed),
             "left float to hold the limit": float(sum(share is not None for share in best.left.values())),
             "left float for speed": float(sum(share is None for share in best.left.values())),
         }
-        return PassReport(best.candidate.changed, tuple(self._skipped), metrics, tuple(self._notes))
+        fates = self._fates(best)
+        return PassReport(best.candidate.changed, tuple(self._skipped), metrics, tuple(self._notes), fates)
+
+    def _fates(self, best: Judged) -> tuple[Fate, ...]:
+        """Tell what became of every conversion, and note how many became what."""
+        found = account(best.candidate.model, self._context.target)
+        self._notes.append(f"{best.candidate.audit.describe()}; {summary(found)}")
+        return tuple(Fate(item.node, item.describe()) for item in found)
 
     def _search(self, workshop: Workshop) -> Search:
         evaluator, target, samples = self._context.evaluator, self._context.target, self._context.samples
@@ -212,7 +221,6 @@ class Run:
         )
         timed = f"{best.latency.median:.2f} x the time" if best.latency is not None else "time not measured here"
         self._notes.append(f"{best.candidate.plan.label}: {timed}")
-        self._notes.append(best.candidate.audit.describe())
 
     def _nothing(self, why: str) -> PassReport:
         return PassReport(0, tuple(self._skipped), notes=(*self._notes, f"{why}; left as it was"))
