@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
@@ -13,14 +12,14 @@ from graphopt.evaluate import Drop
 from graphopt.ir.graph import constants, payload
 from graphopt.model import Model
 from graphopt.passes.pack.allocate import allocate, fewest_bits, predicted_bits
+from graphopt.passes.pack.floats import Floats, Rounded
 from graphopt.passes.pack.sensitivity import OutputLoss
-from graphopt.passes.pack.sizemode import CodedForm, SizeMode
-from graphopt.passes.pack.units import find_units
+from graphopt.passes.pack.sizemode import SizeMode
 
 
 def round_within_limit(
     model: Model, candidates: Sequence[gs.Constant], mode: SizeMode, context: Context, losses: Sequence[float]
-) -> tuple[dict[int, CodedForm], str]:
+) -> tuple[dict[int, Rounded], str]:
     """Round weights, in place, to the fewest bits that keep the limit; leave them alone if there are none.
 
     Args:
@@ -28,25 +27,24 @@ def round_within_limit(
         candidates: Weights to round where they can be.
         mode: How they are rounded.
         context: Judges the trials.
-        losses: What each unit of `find_units` loses at 4 bits.
+        losses: What each unit of `Floats` loses at 4 bits.
 
     Returns:
-        The forms by id of the weight, and what was found, in words.
+        What became of each weight, by its id, and what was found, in words.
     """
     assert context.samples is not None
     limit, own = context.max_drop, constants(model.graph)
     steps = OutputLoss(model, context.samples)
     place = {id(constant): index for index, constant in enumerate(own)}
-    sizes = [unit.size for unit in find_units(model, candidates)]
-    best: tuple[list[gs.Constant], dict[int, CodedForm]] | None = None
+    sizes = [unit.size for unit in Floats(model, candidates).units]
+    best: tuple[list[gs.Constant], dict[int, Rounded]] | None = None
 
     def excess(mean: float) -> float:
         nonlocal best
         trial = model.copy()
         twins = constants(trial.graph)
-        units = find_units(trial, [twins[place[id(constant)]] for constant in candidates])
-        rounded = mode.round(trial, units, allocate(losses, sizes, mean))
-        found = {id(unit.constant): form for unit, form in rounded}
+        floats = Floats(trial, [twins[place[id(constant)]] for constant in candidates])
+        found = floats.write_back(mode.round(floats.model, floats.units, allocate(losses, sizes, mean)))
         over = _excess(context.evaluator.drop(trial), limit)
         if steps.states and limit > 0:
             over = max(over, steps.worst(trial) / limit)
@@ -71,18 +69,13 @@ def _excess(drop: Drop | None, limit: float) -> float:
     return (drop.value if drop.established is None else drop.established) / limit if limit > 0 else math.inf
 
 
-def _taken_over(
-    own: list[gs.Constant], twins: list[gs.Constant], found: Mapping[int, CodedForm]
-) -> dict[int, CodedForm]:
-    """Give a model the weights of its rounded copy, whose constants come in the same order; return the forms by id."""
+def _taken_over(own: list[gs.Constant], twins: list[gs.Constant], found: Mapping[int, Rounded]) -> dict[int, Rounded]:
+    """Give a model the weights of its rounded copy, whose constants come in the same order; return their fate by id."""
     back = {id(twin): constant for constant, twin in zip(own, twins, strict=True)}
-    forms = {}
     for constant, twin in zip(own, twins, strict=True):
-        if id(twin) in found:
-            form = found[id(twin)]
-            bias = back[id(form.bias)] if form.bias is not None else None
-            forms[id(constant)] = replace(form, bias=bias)
-            if form.bias is not None and bias is not None:
-                bias.values = payload(form.bias)
+        if payload(twin) is not payload(constant):
             constant.values = payload(twin)
-    return forms
+    return {
+        id(back[twin]): Rounded(rounded.form, None if rounded.bias is None else back[id(rounded.bias)])
+        for twin, rounded in found.items()
+    }

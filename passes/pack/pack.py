@@ -17,10 +17,10 @@ from graphopt.ir.graph import Payload, constants, payload, payload_bytes, walk_g
 from graphopt.model import Model
 from graphopt.passes.pack.allocate import allocate
 from graphopt.passes.pack.automatic import round_within_limit
+from graphopt.passes.pack.floats import Floats, Rounded
 from graphopt.passes.pack.forms import STORED, Form, forms
-from graphopt.passes.pack.sizemode import CodedForm, SizeMode
+from graphopt.passes.pack.sizemode import SizeMode
 from graphopt.passes.pack.storage import Store
-from graphopt.passes.pack.units import find_units
 from graphopt.runtime.session import CPU, available_providers, op_counts, optimized_model
 
 _OPSET = 7  # Add and Mul broadcast like numpy's
@@ -131,7 +131,7 @@ class _Run:
         return len(store.packed)
 
     def _stored(
-        self, candidates: list[gs.Constant], coded: dict[int, CodedForm], originals: Mapping[int, Payload]
+        self, candidates: list[gs.Constant], coded: Mapping[int, Rounded], originals: Mapping[int, Payload]
     ) -> Store:
         """Put decoders into the graph wherever a form is smaller than the plain weight.
 
@@ -141,44 +141,43 @@ class _Run:
         ordered = sorted(candidates, key=lambda constant: id(constant) not in coded)
         for constant in self._context.progress.track(ordered, "pack"):
             possible: list[Form] = list(forms(constant.values))
-            form = coded.get(id(constant))
-            if form is not None:
-                possible.append(form)
+            rounded = coded.get(id(constant))
+            if rounded is not None and rounded.form is not None:
+                possible.append(rounded.form)
             if store.pack(constant, [form for form in possible if form.opset <= self._model.opset]):
                 continue
             self._skipped.append(Skip(constant.name, "no form of it is smaller than the plain one"))
-            if form is not None:
+            if rounded is not None:
                 _restore(constant, originals)
-                if form.bias is not None:
-                    _restore(form.bias, originals)
+                if rounded.bias is not None:
+                    _restore(rounded.bias, originals)
         store.commit()
         return store
 
     def _is_large(self, constant: gs.Constant) -> bool:
         return payload_bytes(constant) >= max(self._options.min_bytes, 1)
 
-    def _coded(self, candidates: list[gs.Constant]) -> dict[int, CodedForm]:
-        """Round the weights in place and return their codes by id; nothing in lossless mode."""
+    def _coded(self, candidates: list[gs.Constant]) -> dict[int, Rounded]:
+        """Round the weights in place and return what became of them by id; nothing in lossless mode."""
         wanted = self._options.bits
         if wanted is None:
             return {}
-        units = find_units(self._model, candidates)
-        samples = self._context.samples
+        floats = Floats(self._model, candidates)
+        units, samples = floats.units, self._context.samples
         if not units or (samples is not None and len(samples) == 0):
             return {}
         mode = SizeMode(samples, self._context.progress)
         if samples is None:
             if wanted == "auto":
                 self._notes.append("without --data there is nothing to choose bits by: all weights get 8")
-            rounded = mode.round(self._model, units, [8 if wanted == "auto" else wanted] * len(units))
-        else:
-            losses = mode.losses(self._model, units)
-            if wanted == "auto":
-                forms, note = round_within_limit(self._model, candidates, mode, self._context, losses)
-                self._notes.append(note)
-                return forms
-            rounded = mode.round(self._model, units, allocate(losses, [unit.size for unit in units], wanted))
-        return {id(unit.constant): form for unit, form in rounded}
+            return floats.write_back(mode.round(floats.model, units, [8 if wanted == "auto" else wanted] * len(units)))
+        losses = mode.losses(floats.model, units)
+        if wanted == "auto":
+            found, note = round_within_limit(self._model, candidates, mode, self._context, losses)
+            self._notes.append(note)
+            return found
+        bits = allocate(losses, [unit.size for unit in units], wanted)
+        return floats.write_back(mode.round(floats.model, units, bits))
 
     def _raise_ir_version(self) -> None:
         graph = self._model.graph

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.biases import Bias, find_bias
+from graphopt.compensate.palette import fit_palette
 from graphopt.ir.graph import payload
 from graphopt.model import Model
 from graphopt.moments import LayerMoments, layer_moments
@@ -23,6 +24,7 @@ from graphopt.progress import Progress
 from graphopt.samples import Samples
 from graphopt.staged import staged_moments
 
+Result = tuple[Unit, "CodedForm", gs.Constant | None]
 _STAGES = 12  # times that moments are taken anew on the compressed prefix
 _BLEND = 0.3  # share of the diagonal; fits unseen samples best, or nearly, on conv nets, MLPs and transformers
 _SAMPLES = 96  # that moments rest on; more cost time and hardly change them
@@ -36,13 +38,11 @@ class CodedForm(Form):
         codes: Index of the level of each element, uint8 in the weight's shape.
         levels: Values, float32 [2**bits].
         scale: Factors, float16 or float32, broadcastable to the weight.
-        bias: What was shifted together with the weight, or None.
     """
 
     codes: np.ndarray
     levels: np.ndarray
     scale: np.ndarray
-    bias: gs.Constant | None
 
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
@@ -73,8 +73,8 @@ class SizeMode:
         self._progress = progress
         self._alone: dict[tuple[int, int], Coded] = {}  # by place of the unit and bits: trials share them
 
-    def round(self, model: Model, units: Sequence[Unit], bits: Sequence[int]) -> Iterator[tuple[Unit, CodedForm]]:
-        """Put weights on palettes, in place, and yield each with its form.
+    def round(self, model: Model, units: Sequence[Unit], bits: Sequence[int]) -> Iterator[Result]:
+        """Put weights on palettes, in place, and yield each with its form and the bias that was shifted, if any.
 
         Args:
             model: The model that is rounded.
@@ -87,14 +87,16 @@ class SizeMode:
             if id(unit.layer) not in place:
                 coded = self._by_itself(index, unit, bits[index])
                 unit.constant.values = unit.stored(coded.decoded())
-                yield unit, _form(unit, coded, None)
+                yield unit, _form(unit, coded), None
         if self._samples is None:
             return
         layers = [unit.layer for unit in units if id(unit.layer) in place and unit.layer is not None]
         samples = self._samples.take(_SAMPLES)
         for moments in staged_moments(model, layers, samples, stages=_STAGES, progress=self._progress):
             index = place[id(moments.layer)]
-            yield units[index], _rounded(units[index], moments, bits[index], find_bias(moments.layer, shown))
+            bias = find_bias(moments.layer, shown)
+            form = _rounded(units[index], moments, bits[index], bias)
+            yield units[index], form, bias.constant if bias is not None else None
 
     def losses(self, model: Model, units: Sequence[Unit]) -> list[float]:
         """Return for each weight what the outputs lose when it alone is rounded to 4 bits; the model stays as it is."""
@@ -127,7 +129,7 @@ class SizeMode:
     def _by_itself(self, index: int, unit: Unit, bits: int) -> Coded:
         key = index, bits
         if key not in self._alone:
-            self._alone[key] = shrink(unit.matrix(), None, bits)
+            self._alone[key] = _coded(unit, None, bits)
         return self._alone[key]
 
 
@@ -141,16 +143,23 @@ def _rounded(unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) ->
     blended = (1 - _BLEND) * second
     np.einsum("gkk->gk", blended)[...] = np.einsum("gkk->gk", second)
     matrix = unit.matrix()
-    coded = shrink(matrix, blended, bits)
+    coded = _coded(unit, blended, bits)
     decoded = coded.decoded()
     if bias is not None:
         bias.shift(np.einsum("grk,gk->gr", matrix - decoded, moments.mean).ravel())
     unit.constant.values = unit.stored(decoded)
-    return _form(unit, coded, bias.constant if bias is not None else None)
+    return _form(unit, coded)
 
 
-def _form(unit: Unit, coded: Coded, bias: gs.Constant | None) -> CodedForm:
+def _coded(unit: Unit, moment: np.ndarray | None, bits: int) -> Coded:
+    if unit.scale is None:
+        return shrink(unit.matrix(), moment, bits)
+    palette = fit_palette(unit.matrix(), moment, bits, unit.scale, whole=True)
+    return Coded(palette.codes, palette.levels.astype(np.float32), unit.scale.astype(np.float32))
+
+
+def _form(unit: Unit, coded: Coded) -> CodedForm:
     bits = (len(coded.levels) - 1).bit_length()
     nbytes = packed_bytes(coded.codes.size, bits) + (coded.levels.nbytes if bits < 8 else 0) + coded.scale.nbytes
     codes, scale = unit.stored(coded.codes), unit.stored_scale(coded.scale)
-    return CodedForm(f"{bits}-bit codes", nbytes, 10, codes, coded.levels, scale, bias)
+    return CodedForm(f"{bits}-bit codes", nbytes, 10, codes, coded.levels, scale)

@@ -73,7 +73,7 @@ class Store:
         form, draft, decoded = best
         self._builder.keep(draft)
         decoded.dtype, decoded.shape = constant.dtype, list(constant.shape)
-        _rewire(constant, decoded)
+        rewire(constant, decoded)
         inner = frozenset(tensor.name for node in draft.nodes for tensor in node.outputs)
         self.packed.append(Packed(constant, decoded, inner, form.kind))
         return True
@@ -89,7 +89,7 @@ class Store:
         """Store these weights plainly after all."""
         refused = set(refused)
         for packed in refused:
-            _rewire(packed.decoded, packed.constant)
+            rewire(packed.decoded, packed.constant)
         self.packed = [packed for packed in self.packed if packed not in refused]
         self.commit()
 
@@ -109,7 +109,7 @@ class Store:
         return [packed for packed in self.packed if packed.inner & left]
 
 
-def _rewire(old: gs.Tensor, new: gs.Tensor) -> None:
+def rewire(old: gs.Tensor, new: gs.Tensor) -> None:
     """Let every user of a tensor read another one."""
     for node in list(old.outputs):
         for index, tensor in enumerate(node.inputs):

@@ -26,6 +26,7 @@ class Unit:
         groups: Groups of rows.
         rows: Rows of each group; every row has a scale.
         layer: The linear layer of the main graph that uses it first; None where nothing is known about its inputs.
+        scale: Factors of whole numbers that the weight must consist of, [groups, rows, 1]; None for any values.
     """
 
     constant: gs.Constant
@@ -33,6 +34,7 @@ class Unit:
     groups: int
     rows: int
     layer: LinearLayer | None = None
+    scale: np.ndarray | None = None
 
     @property
     def name(self) -> str:
