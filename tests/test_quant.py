@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from graphopt.api import compress
+from graphopt.errors import UsageError
 from graphopt.ir.graph import constants, walk_nodes
 from graphopt.model import Model
 from graphopt.passes.quant.ranges import affine, choose_range, squared_error
@@ -229,6 +230,30 @@ def test_static_without_samples_says_what_is_missing() -> None:
 def test_excluded_nodes_stay_float() -> None:
     step = quantize(build(MATRIX), "quant:exclude=MatMul").report.steps[-1]
     assert step.outcome == "unchanged"
+    assert [(skip.where, skip.reason) for skip in step.report.skipped] == [("y", "excluded by option")]
+
+
+@pytest.mark.parametrize("option", ["bits=4", "block=32", "symmetric=false", "form=load", "mode=weights:ranges=minmax"])
+def test_options_of_another_mode_are_refused(option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option.split('=')[-2].split(':')[-1]}: an option of"):
+        quantize(build(MATRIX), f"quant:{option}")
+
+
+def test_what_would_make_the_file_larger_is_not_offered() -> None:
+    small = MATRIX.replace("512", "4").replace("256", "3")
+    model = build(small.replace("17", "11"))
+    step = quantize(model, "quant", [{"x": RNG.normal(size=(2, 4)).astype(np.float32)}]).report.steps[-1]
+    assert step.outcome == "unchanged"
+    assert len(step.report.notes) == 1, "nothing came of the conversion to another opset: no word about it"
+    assert "the file would grow" in step.report.notes[0]
+
+
+def test_a_weight_that_two_layers_share_is_stored_once() -> None:
+    text = MATRIX.replace("[512, 256]", "[512, 512]").replace("256", "512").replace("y = MatMul(x, w)",
+           "h = MatMul(x, w) r = Relu(h) y = MatMul(r, w)")  # fmt: skip
+    result = quantize(build(text), "quant:mode=static", feeds((4, 512)), max_drop=0.05)
+    assert result.report.steps[-1].report.changed == 2
+    assert [item.values.shape for item in constants(result.model.graph) if item.values.size > 1000] == [(512, 512)]
 
 
 def test_a_quantized_model_is_left_as_it_is() -> None:

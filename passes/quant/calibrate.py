@@ -44,6 +44,16 @@ class Calibration:
             if unit.output.name in self.observed and all(tensor.name in self.observed for tensor in unit.inputs)
         ]
 
+    def refusal(self, unit: Unit) -> str:
+        """Return why a unit is not usable."""
+        seen = [tensor.name for tensor in (*unit.inputs, unit.output) if tensor.name not in self.observed]
+        known = [name for name in seen if name in self.observations.shapes]
+        spoiled = [name for name in known if self.observations.nonfinite(name)]
+        if not spoiled:
+            return f"no sample tells what '{seen[0]}' holds"
+        count, whole = self.observations.nonfinite(spoiled[0]), self.observations.elements(spoiled[0])
+        return f"on the samples {count} of {whole} elements of '{spoiled[0]}' are NaN or infinite: it has no range"
+
     def sizes(self) -> dict[str, int]:
         """Return the number of elements of each tensor in the first sample."""
         return {name: int(np.prod(self.observations.shape(name))) for name in self.observed}

@@ -54,6 +54,11 @@ class Quant(Pass):
             raise ValueError(f"bits must be 4 or 8, not {self.bits}")
         if self.block not in (0, 16, 32, 64, 128, 256):
             raise ValueError(f"block must be 0, 16, 32, 64, 128 or 256, not {self.block}")
+        unread = ("ranges",) if self.mode == "weights" else ("bits", "block", "symmetric", "form")
+        given = [name for name in unread if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+        if given:
+            allowed = "fixed ranges, not of mode=weights" if self.mode == "weights" else "mode=weights"
+            raise ValueError(f"{', '.join(given)}: an option of {allowed} (mode is {self.mode})")
 
     @property
     def promises_speed(self) -> bool:

@@ -73,6 +73,7 @@ class Run:
         self._notes: list[str] = []
         self._skipped: list[Skip] = []
         self._float_times: list[NodeTime] | None = None
+        self._raised = ""  # that the model was converted, which counts only where something comes of it
 
     def report(self) -> PassReport:
         """Try, measure, keep the best and tell."""
@@ -84,6 +85,8 @@ class Run:
         best, judged = search.best(plans)
         if best is None or best.candidate.changed == 0:
             return self._nothing(_why_not(judged, search, self._context))
+        if self._raised:
+            self._notes.append(self._raised)
         self._explain(workshop, best)
         self._model.graph = best.candidate.model.graph
         self._model.residue = best.candidate.model.residue
@@ -154,10 +157,12 @@ class Run:
         infer_shapes(base)
         units: Sequence[Unit] = ()
         if options.mode in ("auto", "static") and self._context.observer is not None:
-            base, note = raised(base)
-            units, calibration = self._static_units(base)
-            if note:
+            other, note = raised(base)
+            if other is not base:
+                base, self._raised = other, note
+            elif note:
                 self._notes.append(note)
+            units, calibration = self._static_units(base)
         sites: Sequence[DynamicSite] = ()
         if options.mode != "static":
             found, skipped = find_sites(base.graph, target, base.opset)
@@ -180,7 +185,7 @@ class Run:
         usable = calibration.usable(units)
         kept = {unit.position for unit in usable}
         self._skip(
-            Skip(unit.name, "no sample gives what it reads or makes a finite value")
+            Skip(unit.name, calibration.refusal(unit))
             for unit in units
             if unit.position not in kept and unit.weight is not None
         )
@@ -255,7 +260,12 @@ def _why_not(judged: Sequence[Judged], search: Search, context: Context) -> str:
         return "nothing that could run in integers would have integers on both sides"
     slow = [item for item in tried if not search.pays(item)]
     lossy = [item for item in tried if item not in slow and item.drop is not None]
+    larger = [item for item in slow if search.grows(item)]
+    slow = [item for item in slow if item not in larger]
     reasons = []
+    if larger:
+        sizes = ", ".join(f"{item.candidate.plan.label} {search.nbytes(item.candidate.model)} bytes" for item in larger)
+        reasons.append(f"the file would grow ({search.nbytes(search.float_model)} bytes; {sizes})")
     if lossy:
         lost = ", ".join(
             f"{item.candidate.plan.label} {item.drop.value:.2%}{' on random inputs' if item.drop.random else ''}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from graphopt.evaluate import Drop
+from graphopt.filesize import Scale
 from graphopt.model import Model
 from graphopt.passes.quant.attribution import attribute
 from graphopt.passes.quant.balance import Balance
@@ -72,6 +73,7 @@ class Search:
     error: Callable[[Model], OutputError | None]
     limit: float
     asked_for: bool = False
+    _scale: Scale = field(default_factory=lambda: Scale(None), repr=False)
 
     def best(self, plans: Sequence[Plan]) -> tuple[Judged | None, list[Judged]]:
         """Return the best candidate that pays and holds the limit, and all candidates as far as they were measured.
@@ -90,13 +92,23 @@ class Search:
         return best, judged
 
     def pays(self, item: Judged) -> bool:
-        """Whether a candidate is worth what it loses: no slower than the float model, and clearly faster or smaller."""
+        """Whether a candidate is worth what it loses: no larger or slower than the float model, and clearly better."""
+        if self.asked_for:
+            return item.latency is None or not item.latency.slower
+        if self.grows(item):
+            return False
         if item.latency is None:
             return True
-        if self.asked_for:
-            return not item.latency.slower
         smaller = item.candidate.model.weight_bytes <= (1 - _WORTH) * self.float_model.weight_bytes
         return item.latency.median <= 1.0 and (smaller or item.latency.high < 1.0)
+
+    def grows(self, item: Judged) -> bool:
+        """Whether the file would be larger: of a small model scales, zero points and conversions outweigh the rest."""
+        return not self.asked_for and self.nbytes(item.candidate.model) > self.nbytes(self.float_model)
+
+    def nbytes(self, model: Model) -> int:
+        """Return the size of a model's file."""
+        return self._scale.weigh(model).nbytes
 
     def _timed(self, plan: Plan) -> Judged:
         """Make a plan, without the nodes that integers slow down by more than their bytes are worth."""
