@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
-from graphopt import evaluate
 from graphopt.errors import ModelError, SampleError, UnjudgedError, UsageError
-from graphopt.evaluate import Drop, Evaluator, Sameness, sameness
+from graphopt.evaluate import Drop, Evaluator, Sameness, answers, sameness
 from graphopt.evaluate.agreement import Agreement, Loss
 from graphopt.evaluate.classes import Scores, class_scores
 from graphopt.evaluate.loss import agreement_drop, metric_drop
@@ -349,10 +348,27 @@ def test_nothing_to_judge_on() -> None:
     assert evaluator(classifier(), FakeSamples([])).drop(classifier()) is None
 
 
+LOOKUP = "g (int64[n] x) => (float[n, 3] y) { y = Gather(w, x) }"
+
+
+def test_a_sample_that_the_original_does_not_run_on_is_named() -> None:
+    model = build(LOOKUP, w=WEIGHTS)
+    good, bad = ({"x": np.array([index])} for index in (0, 99))
+    with pytest.raises(SampleError, match=r"^sample 2 of 'list': ONNX Runtime cannot run the model: .*Gather.*99"):
+        evaluator(model, FakeSamples([good, good, bad])).drop(model)
+    evaluator(model, FakeSamples([good, bad])).open_original()
+    with pytest.raises(SampleError, match=r"^sample 0 of 'list': "):
+        evaluator(model, FakeSamples([bad, good])).open_original()
+    with pytest.raises(SampleError, match=r"^the model does not run on random inputs: .*; give samples of its own$"):
+        evaluator(model, FakeSamples([bad], is_random=True)).open_original()
+
+
 def test_agreement_with_random_outputs_tells_nothing() -> None:
     model = build("g (float[n, 8] x) => (float[n, 8] y) { r = RandomNormalLike(x) y = Add(x, r) }")
-    with pytest.raises(UnjudgedError, match="every time it runs"):
-        evaluator(model, FakeSamples(normal(2))).drop(model)
+    judge = evaluator(model, FakeSamples(normal(2)))
+    for _ in range(2):
+        with pytest.raises(UnjudgedError, match="every time it runs"):
+            judge.drop(model)
     drop = evaluator(model, FakeSamples(normal(2)), metric=lambda run: 1.0).drop(model)
     assert drop is not None
     assert drop.value == 0
@@ -376,7 +392,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
 def test_small_outputs_of_the_original_are_computed_once(
     limit: int, expected: int, runs: list[Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "_CACHED", limit)
+    monkeypatch.setattr(answers, "_CACHED", limit)
     judge = evaluator(classifier(), FakeSamples(normal(10)))
     first, second = judge.drop(classifier(0.1)), judge.drop(classifier(0.1))
     assert first == second

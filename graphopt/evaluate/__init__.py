@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import ModelError, SampleError, UnjudgedError, UsageError
 from graphopt.evaluate.agreement import Agreement
+from graphopt.evaluate.answers import Answers, blaming_sample
 from graphopt.evaluate.classes import class_scores
 from graphopt.evaluate.loss import Drop, Metric, agreement_drop, call_metric, metric_drop
 from graphopt.evaluate.sameness import Reference, Sameness, check_sameness
 from graphopt.model import Model
 from graphopt.progress import Progress, SilentProgress
-from graphopt.runtime.compare import difference, leaves
-from graphopt.runtime.session import CPU, Outputs, Session, available_providers, open_session, refuse_hazards
+from graphopt.runtime.session import CPU, Session, available_providers, open_session, refuse_hazards
 from graphopt.runtime.timing import Ratio, reopened_ratio
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Drop", "Evaluator", "Metric", "Sameness"]
 
-_CACHED = 2**26  # bytes of the original's outputs that are kept, over all samples
 _SAME_PROBES, _SAME_RANDOM = 4, 2  # inputs that outputs are compared on
 _TIMED_PROBES, _TIMED_RANDOM = 8, 4  # inputs that are timed
 
@@ -65,26 +64,30 @@ class Evaluator:
         self._threads = threads
         self._progress = progress if progress is not None else SilentProgress()
         self._scores = class_scores(original)
-        self._session: Session | None = None
-        self._outputs: list[Outputs] | None = None
+        self._answers = None if samples is None else Answers(samples, lambda: self._open(original))
         self._metric_before: float | None = None
         self._reference: Reference | None = None
 
     def open_original(self) -> None:
-        """Prove that the original can be run; `mismatch` needs it open in any case.
+        """Prove that the original runs, on the first sample if there are any; `mismatch` needs it open in any case.
 
         Raises:
             ModelError: ONNX Runtime does not take it, or its optimizer would end the process.
+            SampleError: It does not run on the first sample.
         """
         refuse_hazards(self._original)
         self._reference = Reference(self._original, self._threads)
         self._reference.open()
+        if self._samples is not None and len(self._samples) > 0:
+            with blaming_sample(self._samples, 0):
+                self._reference.run(next(iter(self._samples)), 0)
 
     def drop(self, model: Model) -> Drop | None:
         """Return how much worse the model is than the original; None if there is nothing to judge on.
 
         Raises:
             ModelError: A model does not run.
+            SampleError: The original does not run on a sample.
             UnjudgedError: The samples tell nothing.
             UsageError: The metric failed or is no number.
         """
@@ -93,11 +96,11 @@ class Evaluator:
             before = self.metric_of_original()
             with self._open(model) as session:
                 return metric_drop(before, call_metric(self._metric, session.run))
-        if self._samples is None or len(self._samples) == 0:
+        if self._samples is None or self._answers is None or len(self._samples) == 0:
             return None
         agreement = Agreement(self._scores, self._seed)
         with self._open(model) as session:
-            for feeds, expected in self._progress.track(self._expected(), "judge", len(self._samples)):
+            for feeds, expected in self._progress.track(self._answers, "judge", len(self._samples)):
                 agreement.add(expected, session.run(feeds))
         if not agreement.compared:
             raise UnjudgedError(
@@ -187,9 +190,8 @@ class Evaluator:
     def close(self) -> None:
         """Free what is kept of the original; everything still works afterwards, only slower."""
         self._forget_reference()
-        if self._session is not None:
-            self._session.close()
-        self._session = self._outputs = None
+        if self._answers is not None:
+            self._answers.close()
 
     @property
     def _is_random(self) -> bool:
@@ -208,38 +210,6 @@ class Evaluator:
         provider = self._target.provider if self._target.provider in available_providers() else CPU
         return open_session(model, provider=provider, threads=self._threads)
 
-    def _expected(self) -> Iterator[tuple[Feeds, Outputs]]:
-        """Yield the samples with the original's outputs, which are kept if they are few."""
-        assert self._samples is not None
-        if self._outputs is not None:
-            yield from zip(self._samples, self._outputs, strict=True)
-            return
-        if self._session is None:
-            self._session = self._open(self._original)
-            _refuse_unsteady(self._session, next(iter(self._samples)))
-        kept: list[Outputs] | None = []
-        size = 0
-        for feeds in self._samples:
-            expected = self._session.run(feeds)
-            size += _nbytes(expected)
-            if kept is not None and size <= _CACHED:
-                kept.append(expected)
-            else:
-                kept = None
-            yield feeds, expected
-        if kept is not None:
-            self.close()
-            self._outputs = kept
-
-
-def _refuse_unsteady(session: Session, feeds: Feeds) -> None:
-    """Raise where a model does not even agree with itself, as with random numbers inside."""
-    if difference(session.run(feeds), session.run(feeds)):
-        raise UnjudgedError(
-            "the original gives other outputs every time it runs, so agreement with it tells nothing; give a score "
-            "with --metric"
-        )
-
 
 def _runs(session: Session, feeds: Mapping[str, Any]) -> bool:
     try:
@@ -247,7 +217,3 @@ def _runs(session: Session, feeds: Mapping[str, Any]) -> bool:
     except ModelError:
         return False
     return True
-
-
-def _nbytes(outputs: Outputs) -> int:
-    return sum(part.nbytes for _, part in leaves(outputs) if part is not None)
