@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from graphopt.ir.clean import clean
 from graphopt.ir.graph import walk_nodes
 from graphopt.model import Model
 from graphopt.passes.fold import Fold
-from tests.helpers import assert_same_outputs, outputs_of, parse, random_feeds
+from tests.helpers import Feeds, assert_same_outputs, outputs_of, parse, random_feeds
 
 NO_CONTEXT = cast("Context", None)  # fold needs none
 
@@ -26,11 +27,18 @@ class Folded:
         proto: The model.
         sizes: Sizes of symbolic dimensions in the run that compares; 2 where not given.
         tolerance: Relative and absolute.
+        run: What computes the outputs.
         options: Of the pass.
     """
 
     def __init__(
-        self, proto: onnx.ModelProto, *, sizes: dict[str, int] | None = None, tolerance: float = 1e-5, **options: Any
+        self,
+        proto: onnx.ModelProto,
+        *,
+        sizes: dict[str, int] | None = None,
+        tolerance: float = 1e-5,
+        run: Callable[[onnx.ModelProto, Feeds], dict[str, np.ndarray]] = outputs_of,
+        **options: Any,
     ) -> None:
         self.model = Model.from_proto(proto)
         stored = self.model.to_proto()
@@ -44,7 +52,7 @@ class Folded:
         again = Fold(**options).run(Model.from_proto(self.after), NO_CONTEXT)
         assert again.changed == 0, f"a second run changes {dict(again.metrics)}"
         feeds = random_feeds(proto, sizes=sizes)
-        found, wanted = outputs_of(self.after, feeds), outputs_of(proto, feeds)
+        found, wanted = run(self.after, feeds), run(proto, feeds)
         assert_same_outputs(found, wanted, rtol=tolerance, atol=tolerance)
 
     @property

@@ -223,3 +223,17 @@ def test_rms_normalization_is_recognised_where_the_operator_set_may_have_it(node
     kept = fold(text)
     assert (kept.ops == {"RMSNormalization": 1}) == (opset == 23)
     assert kept.declined("max-opset is 20") == (opset == 18)
+
+
+@pytest.mark.parametrize("nodes", ["y = Mul(gamma, d)", "a = Mul(gamma, d) y = Add(a, gamma)"])
+@pytest.mark.parametrize("opset", [17, 23])
+def test_a_normalization_that_takes_off_the_mean_is_a_layer_normalization(nodes: str, opset: int) -> None:
+    mean = "ReduceMean(x, last)" if opset >= 18 else "ReduceMean<axes = [-1]>(x)"
+    spread = mean.replace("x", "p", 1) if opset >= 18 else mean.replace("(x)", "(p)")
+    done = fold(
+        f"""<ir_version: 8, opset_import: ["": {opset}]> g (float[N, 4] x) => (float[N, 4] y)
+        <int64[1] last = {{-1}}, float small = {{0.001}}, float[4] gamma = {{1, 2, 3, 4}}>
+        {{ m = {mean} c = Sub(x, m) p = Mul(c, c) v = {spread} s = Add(v, small) r = Sqrt(s) d = Div(c, r) {nodes} }}"""
+    )
+    assert done.ops == {"LayerNormalization": 1}
+    assert len(done.after.graph.node[0].input) == (3 if "Add" in nodes else 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -16,49 +18,72 @@ _OPSET = 17  # the first with LayerNormalization
 class LayerNorm(Rule):
     """``(x - mean) / sqrt(mean((x - mean)^2) + eps) * gamma + beta -> LayerNormalization(x, gamma, beta)``.
 
-    Over the last axis, in float32, with constant gamma and beta of the size of that axis, where nobody reads what is
-    computed in between. An older operator set is raised to 17 (option `max_opset`). ONNX Runtime makes the same of it
-    by itself.
+    With or without beta. Over the last axis, in float32, with constant gamma and beta of the size of that axis, where
+    nobody reads what is computed in between. An older operator set is raised to 17 (option `max_opset`). ONNX Runtime
+    makes the same of it by itself.
     """
 
     name = "layer-norm"
-    ops = frozenset({"Add"})
+    ops = frozenset({"Add", "Mul"})
 
     def apply(self, node: gs.Node, bench: Workbench) -> Outcome:
         """Replace the nine nodes."""
         found = _match(node, bench)
         if found is None:
             return False
-        source, gamma, beta, epsilon, inner = found
-        shape = bench.types[source].shape
-        size = shape[-1] if shape else None
-        weights = (bench.constant(gamma), bench.constant(beta))
-        if any(weight is None or tuple(weight.shape) != (size,) for weight in weights):
+        shape = bench.types[found.source].shape
+        weights = [bench.constant(tensor) for tensor in found.weights]
+        if not shape or any(weight is None or tuple(weight.shape) != (shape[-1],) for weight in weights):
             return "gamma and beta are not constants with one number for each place of the last axis"
-        if bench.types[source].dtype != np.float32:
+        if bench.types[found.source].dtype != np.float32:
             return "it is not float32"
-        if not reads_only_inside(inner, bench):
+        if not reads_only_inside(found.nodes, bench):
             return "what is computed in between is used elsewhere too"
-        reason = bench.raise_opset(inner, _OPSET)
+        reason = bench.raise_opset(found.nodes, _OPSET)
         if reason:
             return reason
-        attrs = {"axis": -1, "epsilon": epsilon}
-        fuse(inner, Node("LayerNormalization", node.name, attrs, [source, gamma, beta], []), bench)
+        attrs = {"axis": -1, "epsilon": found.epsilon}
+        merged = Node("LayerNormalization", node.name, attrs, [found.source, *found.weights], [])
+        fuse(found.nodes, merged, bench)
         return True
 
 
-def _match(node: gs.Node, bench: Workbench) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor, float, list[gs.Node]] | None:
-    """Return x, gamma, beta, epsilon and the nodes of a normalization that ends at `node`."""
-    scaled, beta = operand(node, "Mul", bench)
-    normed, gamma = operand(scaled, "Div", bench)
-    if scaled is None or normed is None or beta is None or gamma is None:
+@dataclass(frozen=True)
+class _Found:
+    """The parts of a normalization; gamma and perhaps beta, and its nodes from the last to the first."""
+
+    source: gs.Tensor
+    weights: list[gs.Tensor]
+    epsilon: float
+    nodes: list[gs.Node]
+
+
+def _match(node: gs.Node, bench: Workbench) -> _Found | None:
+    """Return the normalization whose last step is `node`."""
+    if node.op == "Mul":
+        readers = node.outputs[0].outputs
+        if any(reader.op == "Add" and _shifts(reader, bench) for reader in readers):
+            return None  # the sum is the last step
+        return _scaled(node, [], [], bench)
+    product, beta = operand(node, "Mul", bench)
+    return None if product is None or beta is None else _scaled(product, [beta], [node], bench)
+
+
+def _shifts(node: gs.Node, bench: Workbench) -> bool:
+    return any(bench.constant(tensor) is not None for tensor in node.inputs)
+
+
+def _scaled(node: gs.Node, beta: list[gs.Tensor], last: list[gs.Node], bench: Workbench) -> _Found | None:
+    """Return the normalization whose product with gamma is `node`."""
+    normed, gamma = operand(node, "Div", bench)
+    if normed is None or gamma is None:
         return None
     centered = made_by(normed.inputs[0], "Sub", bench)
     root = made_by(normed.inputs[1], "Sqrt", bench)
-    shifted = made_by(root.inputs[0], "Add", bench) if root is not None else None
-    variance, offset = operand(shifted, "ReduceMean", bench)
+    added = made_by(root.inputs[0], "Add", bench) if root is not None else None
+    variance, offset = operand(added, "ReduceMean", bench)
     epsilon = bench.small_array(offset)
-    if centered is None or root is None or variance is None or epsilon is None or epsilon.size != 1:
+    if centered is None or root is None or added is None or variance is None or epsilon is None or epsilon.size != 1:
         return None
     squared = square_of(variance.inputs[0], centered.outputs[0], bench)
     mean = made_by(centered.inputs[1], "ReduceMean", bench)
@@ -66,5 +91,5 @@ def _match(node: gs.Node, bench: Workbench) -> tuple[gs.Tensor, gs.Tensor, gs.Te
         return None
     if not all(over_last_axis(step, bench) for step in (mean, variance)):
         return None
-    inner = [node, scaled, normed, root, shifted, variance, squared, centered, mean]
-    return centered.inputs[0], gamma, beta, float(epsilon.reshape(())), inner
+    nodes = [*last, node, normed, root, added, variance, squared, centered, mean]
+    return _Found(centered.inputs[0], [gamma, *beta], float(epsilon.reshape(())), nodes)

@@ -43,6 +43,8 @@ class RMSNorm(Rule):
         shape, gamma = bench.types[found.source].shape, bench.constant(found.gamma)
         if not shape or gamma is None or tuple(gamma.shape) != (shape[-1],):
             return "gamma is not a constant with one number for each place of the last axis"
+        if _is_centered(found.source, bench):
+            return "its mean is taken off: it is part of a LayerNormalization"
         if bench.types[found.source].dtype != np.float32:
             return "it is not float32"
         if not reads_only_inside(found.nodes, bench):
@@ -82,6 +84,13 @@ def _match(node: gs.Node, bench: Workbench) -> _Found | None:
         if over_last_axis(mean, bench):
             return _Found(source, gamma, epsilon, [node, normed, *between, root, mean, square])
     return None
+
+
+def _is_centered(tensor: gs.Tensor, bench: Workbench) -> bool:
+    """Return whether the tensor is ``x - mean(x)``."""
+    difference = made_by(tensor, "Sub", bench)
+    mean = None if difference is None else made_by(difference.inputs[1], "ReduceMean", bench)
+    return mean is not None and difference is not None and mean.inputs[0] is difference.inputs[0]
 
 
 def _divided(node: gs.Node, bench: Workbench) -> tuple[gs.Tensor | None, gs.Node | None, list[gs.Node]]:
