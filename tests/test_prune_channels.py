@@ -17,8 +17,9 @@ from graphopt.evaluate import Evaluator
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune import Prune
+from graphopt.passes.prune.channels.allocation import allocate, curve
 from graphopt.passes.prune.channels.branches import end_branches, fill_means
-from graphopt.passes.prune.channels.costs import mac_costs, weight_costs
+from graphopt.passes.prune.channels.costs import Costs, mac_costs, time_costs, weight_costs
 from graphopt.passes.prune.channels.dependencies import Dependencies, find_dependencies
 from graphopt.passes.prune.channels.removal import remove_classes, rows_left
 from graphopt.passes.prune.channels.rotation import turn, turnings
@@ -398,3 +399,37 @@ def test_channels_that_others_repeat_go_without_loss() -> None:
     _, smaller, report = pruned(onnx.printer.to_text(model.to_proto()), of="macs", ratio=0.5)
     assert report.metrics["macs_left"] <= 0.5
     assert error_of(model, smaller) < 1e-3
+
+
+def test_layers_that_the_user_names_give_up_what_is_stated() -> None:
+    _, smaller, report = pruned(WIDE.text, of="macs", ratio=0.3, layers="h=0+k=0.67+nobody=0.5")
+    shapes = {node.outputs[0].name: node.inputs[1].shape for node in smaller.graph.nodes if node.op == "Conv"}
+    assert shapes["h"][0] == 24
+    assert shapes["k"][0] == 8
+    assert any(skip.where == "nobody" for skip in report.skipped)
+
+
+@pytest.mark.parametrize("layers", ["h", "h=much", "=0.5", "h=1.5"])
+def test_layers_that_cannot_be_read_are_refused(layers: str) -> None:
+    with pytest.raises(ValueError, match="layers"):
+        Prune(pattern="channels", layers=layers)
+
+
+def test_time_is_what_nodes_took_and_goes_with_their_channels() -> None:
+    model = WIDE.model()
+    found, _ = followed(model)
+    costs = time_costs(model, found, random_feeds(model.to_proto(), 0))
+    whole = float(costs.total(np.ones(len(found.groups))))
+    halves = costs.total(1 - 0.5 * np.eye(len(found.groups)))
+    assert whole > 0
+    assert costs.fixed >= -1e-12
+    assert (halves <= whole).all()
+    assert halves.min() < whole
+
+
+def test_a_branch_that_is_cheap_to_finish_goes_as_a_whole() -> None:
+    costs = Costs(0.0, np.array([1.0, 1.0]), np.eye(2)[:, None, :])
+    steep = curve(32, 8, np.linspace(0.5, 0.55, 32))  # dear to begin
+    even = curve(32, 8, np.linspace(0.0, 1.2, 32))
+    assert allocate([steep, even], costs, 0.5) == [32, 0]
+    assert allocate([steep, even], costs, 0.125) == [0, 8]

@@ -51,6 +51,8 @@ class Prune(Pass):
         threshold: Zero what is at most this large, instead of a ratio.
         reconstruct: Whether what stays is fitted to the original outputs, where there are samples.
         embeddings: Whether tables that Gather reads are pruned as well.
+        layers: Fractions of the channels that single layers give up, the others sharing the rest of the ratio:
+            NAME=FRACTION, joined by "+", names with wildcards; 0 leaves a layer alone.
     """
 
     name: ClassVar[str] = "prune"
@@ -67,6 +69,7 @@ class Prune(Pass):
     threshold: float | None = None
     reconstruct: bool = True
     embeddings: bool = False
+    layers: str = ""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -82,7 +85,10 @@ class Prune(Pass):
             if getattr(self, option) not in get_args(allowed):
                 raise ValueError(f"{option} must be {'|'.join(get_args(allowed))}, not '{getattr(self, option)}'")
         if self.pattern == CHANNELS:
+            self._check_channels()
             return
+        if self.layers:
+            raise ValueError("layers are those of pattern=channels")
         pattern = parse_pattern(self.pattern, self.block)
         if self.of == "latency":
             raise ValueError("of=latency needs pattern=channels: zeros save no time")
@@ -94,6 +100,28 @@ class Prune(Pass):
             raise ValueError("threshold and ratio exclude each other: either says how much goes")
         if self.block != _BLOCK and self.pattern != "block":
             raise ValueError("block is the size of the blocks of pattern=block")
+
+    def _check_channels(self) -> None:
+        if self.threshold is not None or self.embeddings or self.block != _BLOCK:
+            raise ValueError("threshold, embeddings and block are for zeros, not for pattern=channels")
+        if any(not 0 <= ratio <= 1 for ratio in self.stated_layers.values()):
+            raise ValueError(f"fractions of layers must be in [0, 1], not as in '{self.layers}'")
+
+    @property
+    def stated_layers(self) -> Mapping[str, float]:
+        """The fraction that the user states for layers, by the pattern of their names.
+
+        Raises:
+            ValueError: It cannot be read.
+        """
+        pairs = [item.rpartition("=") for item in self.layers.split("+") if item]
+        try:
+            found = {name: float(value) for name, _, value in pairs}
+        except ValueError:
+            found = {"": 0.0}
+        if "" in found:
+            raise ValueError(f"layers must be NAME=FRACTION, joined by '+', not '{self.layers}'")
+        return found
 
     @classmethod
     def parts(cls) -> Mapping[str, str]:

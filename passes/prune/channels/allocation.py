@@ -39,6 +39,12 @@ def curve(size: int, multiple: int, losses: np.ndarray) -> Curve:
     return Curve(size, options, np.concatenate([[0.0], np.maximum.accumulate(losses[options[1:] - 1])]))
 
 
+def pinned(item: Curve, ratio: float) -> Curve:
+    """Return a curve of which only the point nearest to a fraction of the classes is left."""
+    at = int(np.argmin(np.abs(item.options - ratio * item.size)))
+    return Curve(item.size, item.options[at : at + 1], item.losses[at : at + 1])
+
+
 def allocate(curves: Sequence[Curve], costs: Costs, ratio: float) -> list[int]:
     """Return how many classes of each group go, so that the cost falls by a ratio.
 
@@ -59,7 +65,7 @@ def allocate(curves: Sequence[Curve], costs: Costs, ratio: float) -> list[int]:
         ]
         if not steps:
             break
-        place = _best(curves, costs, place, steps)
+        place = _best(curves, costs, place, steps, target)
     while (less := _given_back(curves, costs, place, target)) is not None:
         place = less
     return [int(item.options[at]) for item, at in zip(curves, place, strict=True)]
@@ -81,9 +87,12 @@ def _left(curves: Sequence[Curve], place: np.ndarray) -> np.ndarray:
     return 1.0 - gone
 
 
-def _best(curves: Sequence[Curve], costs: Costs, place: np.ndarray, steps: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return the places after the step that loses least for what it saves."""
-    saved = float(costs.total(_left(curves, place))) - costs.total(_after(curves, place, steps))
+def _best(
+    curves: Sequence[Curve], costs: Costs, place: np.ndarray, steps: Sequence[tuple[int, int]], target: float
+) -> np.ndarray:
+    """Return the places after the step that loses least for what it saves, of which no more counts than is needed."""
+    now = float(costs.total(_left(curves, place)))
+    saved = np.minimum(now - costs.total(_after(curves, place, steps)), now - target)
     lost = np.array([curves[index].losses[later] - curves[index].losses[place[index]] for index, later in steps])
     price = np.where(saved > 0, (lost + 1e-12) / np.maximum(saved, 1e-300), np.inf)
     index, later = steps[int(np.argmin(price))]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graphopt.base import Skip
 from graphopt.context import Context
 from graphopt.model import Model
-from graphopt.passes.prune.channels.allocation import Curve, allocate, curve, uniform
+from graphopt.passes.prune.channels.allocation import Curve, allocate, curve, pinned, uniform
 from graphopt.passes.prune.channels.costs import Costs, mac_costs, time_costs, weight_costs
 from graphopt.passes.prune.channels.dependencies import Dependencies, Group, find_dependencies
 from graphopt.passes.prune.channels.ranking import Ranking, rank_by_reader, rank_by_weight
 from graphopt.passes.prune.channels.rotation import turn, turnings
 from graphopt.passes.prune.channels.sensitivity import Meter
+from graphopt.passes.prune.channels.tracker import label
 from graphopt.samples import Samples, random_samples
 from graphopt.shapes import shapes_for
 
@@ -40,6 +43,7 @@ class Plan:
         curves: Likewise.
         costs: What the ratio is a fraction of.
         even: Whether all groups give up the same fraction, as plain filter pruning does.
+        unknown: Layers that the user named and that do not exist, or give no channels that can be removed.
     """
 
     model: Model
@@ -50,6 +54,7 @@ class Plan:
     curves: tuple[Curve, ...]
     costs: Costs
     even: bool
+    unknown: tuple[Skip, ...] = ()
 
     def of(self, model: Model) -> Plan:
         """Return the plan for a copy of its model."""
@@ -72,7 +77,7 @@ def make_plan(model: Model, context: Context, options: Prune) -> Plan:
     Args:
         model: Stays as it is.
         context: Its samples, if there are any, give shapes, moments and what is measured.
-        options: `of`, `criterion` and `scope` count.
+        options: `of`, `criterion`, `scope` and `layers` count.
     """
     shapes = shapes_for(model, next(iter(context.samples)) if context.samples is not None else None)
     found = find_dependencies(model, shapes)
@@ -82,12 +87,29 @@ def make_plan(model: Model, context: Context, options: Prune) -> Plan:
         turns = turnings(model, found, context.samples.take(_FEW), context.progress)
     even = criterion not in _BY_READER and options.scope == "layer"
     ranked = _ranked(model, found, turns, criterion, shapes, context)
-    curves = tuple(
-        curve(len(item.group.classes), 1 if even else _multiple(item.group), losses) for item, losses in ranked
-    )
+    curves = [curve(len(item.group.classes), 1 if even else _multiple(item.group), losses) for item, losses in ranked]
+    unknown = _pin(curves, found, options.stated_layers)
     rankings = tuple(replace(item, trials=()) for item, _ in ranked)
     costs = _costs(model, found, shapes, options.of, context.samples)
-    return Plan(model, shapes, found, turns, rankings, curves, costs, even)
+    return Plan(model, shapes, found, turns, rankings, tuple(curves), costs, even, unknown)
+
+
+def _pin(curves: list[Curve], found: Dependencies, stated: Mapping[str, float]) -> tuple[Skip, ...]:
+    """Leave the groups that the user named no choice, in place; return the names that no group has."""
+    unknown = []
+    for pattern, ratio in stated.items():
+        matched = [index for index, group in enumerate(found.groups) if _called(group, found, pattern)]
+        for index in matched:
+            curves[index] = pinned(curves[index], ratio)
+        if not matched:
+            unknown.append(Skip(pattern, "no layer of that name gives channels that can be removed"))
+    return tuple(unknown)
+
+
+def _called(group: Group, found: Dependencies, pattern: str) -> bool:
+    """Whether the name of a layer that gives the channels of a group fits a pattern."""
+    givers = (use for use in found.uses if use.role == "gives" and np.isin(use.atoms, group.classes).any())
+    return any(fnmatchcase(label(use.node), pattern) for use in givers)
 
 
 def _ranked(

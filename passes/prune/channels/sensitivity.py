@@ -15,7 +15,7 @@ from graphopt.passes.prune.channels.ranking import Ranking, Trial
 from graphopt.runtime.session import open_session
 from graphopt.samples import Samples
 
-_SAMPLES = 16  # what is measured on; it has to be right within tens of percent
+_SAMPLES = 8  # what is measured on; it has to be right within tens of percent
 _TINY = float(np.finfo(np.float64).tiny)
 
 

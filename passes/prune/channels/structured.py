@@ -66,7 +66,7 @@ def carry_out(plan: Plan, model: Model, ratio: float, context: Context, options:
         cut[group.classes] &= not gone[group.classes].all()  # what ends as a whole is not cut; it leads to nothing now
     changed = remove_classes(model, plan.found, cut) + len(ended)
     infer_shapes(model)
-    skips = plan.found.skips
+    skips = (*plan.found.skips, *plan.unknown)
     if context.samples is not None:
         fill_means(ended, original, rows, context.samples)
     if changed and options.reconstruct and context.samples is not None:
