@@ -2,11 +2,13 @@
 
     python -m benchmarks.pruning make FOLDER KEEP [--only GLOB] [--ratio 0.15 --ratio 0.3] [--python PEERS]
     python -m benchmarks.pruning table FOLDER KEEP [--latency SECONDS] [--markdown FILE]
+    python -m benchmarks.pruning gains FOLDER [--only GLOB] [--ratio 0.3] [--markdown FILE]
 
 FOLDER is laid out as for `benchmarks.zoo`. `make` writes every pruned model to KEEP with what it measured beside it,
 and passes over what is there already. All contestants start from the same folded model. onnxsim prunes by a fraction of
 channels, not of work, so that this fraction is searched; of its two rankings, by weights alone and with samples, both
-are tried. Its interpreter is given by ``--python``. `table` times the models in pairs and prints everything.
+are tried. Its interpreter is given by ``--python``. `table` times the models in pairs and prints everything. `gains`
+runs the whole command with `prune`, with `quant` and with both.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,8 +24,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks.process import measure
-from benchmarks.zoo import find_evaluator, find_samples, metric_of
+from benchmarks.onnxsim_pruning import PEERS, prune_to
+from benchmarks.zoo import compress, find_evaluator, find_samples, line, metric_of
 from graphopt.context import Context
 from graphopt.cost import figures
 from graphopt.evaluate import Evaluator
@@ -40,27 +43,11 @@ from graphopt.shapes import infer_shapes, shapes_for
 from graphopt.targets import get_target
 
 OURS, UNFITTED, FILTERS = "ours", "ours, not fitted", "L1 filters"
-PEERS = {"onnxsim, weights": "apply_structured_pruning", "onnxsim, samples": "apply_structured_wanda_pruning"}
 OPTIONS = {
     OURS: Prune(pattern="channels", of="macs"),
     UNFITTED: Prune(pattern="channels", of="macs", reconstruct=False),
     FILTERS: Prune(pattern="channels", of="macs", criterion="l1", scope="layer", reconstruct=False),
 }
-_BISECTIONS = 6  # of onnxsim's fraction of channels
-_SHOWN = 8  # samples that onnxsim ranks by, its default
-_ONNXSIM = """
-import glob, os, sys, numpy, onnx, onnxsim
-model, result, function, sparsity, samples, count = sys.argv[1:]
-options = dict(sparsity=float(sparsity))
-if "wanda" in function:
-    if os.path.isdir(samples):
-        files = sorted(glob.glob(os.path.join(samples, "*.npz")))[: int(count)]
-        options["calibration_data"] = [dict(numpy.load(file)) for file in files]
-    else:
-        arrays = numpy.load(samples)
-        options["calibration_data"] = [{key: arrays[key][i : i + 1] for key in arrays} for i in range(int(count))]
-onnx.save(getattr(onnxsim, function)(onnx.load(model), **options), result)
-"""
 
 
 @dataclass(frozen=True)
@@ -183,7 +170,7 @@ def _make(case: Case, keep: Path, ratio: float, method: str, peers: str) -> None
         return
     note = ""
     if method in PEERS:
-        seconds, note = _searched(case, ratio, result, PEERS[method], peers)
+        seconds, note = prune_to(case.path, ratio, result, method, case.data, peers, lambda path: case.macs(load(path)))
     else:
         pruned, seconds = _pruned(case, ratio, method)
         pruned.save(result)
@@ -201,25 +188,6 @@ def _pruned(case: Case, ratio: float, method: str) -> tuple[Model, float]:
     carry_out(plan, model, ratio, _context(case.model, case.samples), options)
     clean(model.graph)
     return model, planned + time.process_time() - start
-
-
-def _searched(case: Case, ratio: float, result: Path, function: str, peers: str) -> tuple[float, str]:
-    """Let onnxsim prune the fraction of channels that comes nearest to the ratio; return seconds and errors."""
-    full, low, high = case.macs(case.model), 0.0, 1.0
-    nearest, seconds, note = 1.0, 0.0, "it removes nothing"
-    trial = result.with_suffix(".trial.onnx")
-    for _ in range(_BISECTIONS):
-        sparsity = (low + high) / 2
-        run = measure([peers, "-c", _ONNXSIM, case.path, trial, function, str(sparsity), case.data, str(_SHOWN)])
-        if run.status != 0:
-            return run.seconds, (run.output.strip().splitlines() or ["failed"])[-1][:200]
-        gone = 1 - case.macs(load(trial)) / full
-        low, high = (sparsity, high) if gone < ratio else (low, sparsity)
-        if gone > 0 and abs(gone - ratio) < nearest:
-            nearest, seconds, note = abs(gone - ratio), run.seconds, ""
-            trial.replace(result)
-    trial.unlink(missing_ok=True)
-    return seconds, note
 
 
 @main.command()
@@ -276,6 +244,31 @@ def _cell(entry: Entry | None) -> str:
 
 def _metric(found: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in found.items()) or "-"
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--only", default="*", help="Glob of model names.")
+@click.option("--ratio", default=0.3, show_default=True)
+@click.option("--max-drop", default="100%", show_default=True, help="What the command is given.")
+@click.option("--evaluator", "assigned", multiple=True, help="NAME=X: judge model NAME with eval_X.py.")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
+def gains(folder: Path, only: str, ratio: float, max_drop: str, assigned: Sequence[str], markdown: Path | None) -> None:
+    """Print what `prune`, `quant` and both make of the models of FOLDER."""
+    evaluators = dict(item.split("=", 1) for item in assigned)
+    prune = f"prune:pattern=channels:of=macs:ratio={ratio:g}"
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in sorted((folder / "models").glob("*.onnx")):
+            for passes in (prune, "quant", f"{prune},quant") if fnmatch.fnmatch(path.stem, only) else ():
+                found = compress(folder, path, Path(scratch), f"fold,{passes}", max_drop, evaluators.get(path.stem))
+                rows.append(line(found))
+                click.echo(rows[-1], err=True)
+    head = "| model | file | zstd ratio | nodes | latency ratio (95 %) | metric | wall, peak memory | passes |"
+    text = "\n".join((head, "|" + "---|" * 8, *rows))
+    click.echo(text)
+    if markdown is not None:
+        markdown.write_text(text + "\n")
 
 
 if __name__ == "__main__":
