@@ -17,7 +17,7 @@ def noted() -> onnx.ModelProto:
         { a = Neg(x)
           y = If(c) <
             then_branch = t () => (float[2] u) { u = Abs(a) },
-            else_branch = e () => (float[2] v) { v = Relu(a) }> }"""
+            else_branch = e () => (float[2] v) { v = Relu(x) }> }"""
     )
     neg, choice = proto.graph.node
     neg.doc_string = TRACE

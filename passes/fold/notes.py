@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any, TypeVar
 
 import onnx
@@ -28,20 +28,19 @@ def drop_notes(model: Model) -> int:
     Returns:
         How many nodes, graphs and tensors had any.
     """
+    graphs = [graph for root in (model.graph, *model.graph.functions) for graph in walk_graphs(root)]
+    ends = {id(tensor) for graph in graphs for tensor in (*graph.inputs, *graph.outputs)}  # bodies read them too
     dropped = 0
-    for root in (model.graph, *model.graph.functions):
-        for graph in walk_graphs(root):
-            for holder, name in _holders(graph):
-                proto = getattr(holder, name, None)
-                if proto is not None and _has_notes(proto):
-                    setattr(holder, name, _without_notes(proto))
-                    dropped += 1
+    for holder, name in (found for graph in graphs for found in _holders(graph, ends)):
+        proto = getattr(holder, name, None)
+        if proto is not None and _has_notes(proto):
+            setattr(holder, name, _without_notes(proto))
+            dropped += 1
     return dropped
 
 
-def _holders(graph: gs.Graph) -> Iterator[tuple[Any, str]]:
+def _holders(graph: gs.Graph, ends: Set[int]) -> Iterator[tuple[Any, str]]:
     """Yield what may hold notes, with the name of the field that holds the proto."""
-    ends = {id(tensor) for tensor in (*graph.inputs, *graph.outputs)}
     inner = (tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs) if id(tensor) not in ends)
     if isinstance(graph, Graph):
         yield graph, "residue"
