@@ -16,7 +16,7 @@ def test_every_name_resolves() -> None:
 
 
 def test_unknown_name_lists_the_allowed_ones() -> None:
-    with pytest.raises(UsageError, match="no target 'gpu'; allowed: cpu, cpu-avx2, cpu-avx512, cpu-vnni, cuda"):
+    with pytest.raises(UsageError, match="no target 'gpu'; allowed: cpu, cpu-avx2, cpu-avx512, cpu-vnni, cuda, tensorrt, openvino"):
         get_target("gpu")
 
 
@@ -45,6 +45,17 @@ def test_other_processors_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_weights_have_seven_bits_where_sums_saturate() -> None:
     assert [get_target(name).weight_limit for name in ("cpu-avx2", "cpu-avx512", "cpu-vnni")] == [64, 64, 127]
+    assert {get_target(name).weight_limit for name in ("tensorrt", "openvino")} == {127}
+
+
+def test_accelerators_only_read_integers() -> None:
+    for name in ("tensorrt", "openvino"):
+        target = get_target(name)
+        assert all(kernel.float_output and kernel.form == "static" for kernel in target.kernels)
+        assert not target.runs_here
+        assert not target.fuses_in_onnxruntime
+        assert not target.has("dynamic")
+    assert get_target("cpu-avx2").has("dynamic")
 
 
 def test_flags_of_the_first_processor_are_read() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graphopt.errors import UsageError
-from graphopt.targets.kernels import CONDITIONS, CPU_KERNELS, Form, Kernel
+from graphopt.targets.accelerators import INPUTS_ONLY, OPENVINO_KERNELS, TENSORRT_KERNELS
+from graphopt.targets.kernels import CONDITIONS, CPU_KERNELS, X86, Convention, Form, Kernel
 from graphopt.targets.machine import instructions
 
-__all__ = ["CONDITIONS", "Form", "Kernel", "Target", "get_target", "target_names"]
+__all__ = ["CONDITIONS", "Convention", "Form", "Kernel", "Target", "get_target", "target_names"]
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_TENSORRT, _OPENVINO = "TensorrtExecutionProvider", "OpenVINOExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,19 @@ class Target:
     """Where the result will run.
 
     Attributes:
-        name: "cpu-avx2", "cpu-avx512", "cpu-vnni", "cuda", or "cpu" on a processor that is none of these.
+        name: "cpu-avx2", "cpu-avx512", "cpu-vnni", "cuda", "tensorrt", "openvino", or "cpu" on a processor that is none
+            of these.
         provider: ONNX Runtime's execution provider.
         instructions: What the processor must have, of "avx2", "avx512" and "vnni".
         kernels: The table of integer kernels.
+        convention: How integers are written for them.
     """
 
     name: str
     provider: str
     instructions: frozenset[str]
     kernels: tuple[Kernel, ...]
+    convention: Convention = X86
 
     @property
     def runs_here(self) -> bool:
@@ -43,7 +48,16 @@ class Target:
         Without VNNI the kernels add pairs of products in 16 bits (VPMADDUBSW), which saturate: 255 * 127 * 2 does not
         fit, 255 * 64 * 2 does. So weights have 7 bits there, and the sums are exact.
         """
-        return 127 if "vnni" in self.instructions else 64
+        return 64 if self.provider == _CPU and "vnni" not in self.instructions else 127
+
+    @property
+    def fuses_in_onnxruntime(self) -> bool:
+        """Whether ONNX Runtime's own optimizer makes the integer kernels, so that its graph shows what became of it."""
+        return self.provider == _CPU
+
+    def has(self, form: Form) -> bool:
+        """Whether any operator has a kernel of a form."""
+        return any(kernel.form == form for kernel in self.kernels)
 
     def kernel(self, op: str, form: Form, opset: int) -> Kernel | None:
         """Return the line for an operator in a form, or None if the target has no such kernel in this opset."""
@@ -58,6 +72,8 @@ _TARGETS = (
     Target("cpu-avx512", _CPU, frozenset({"avx2", "avx512"}), CPU_KERNELS),
     Target("cpu-vnni", _CPU, frozenset({"avx2", "vnni"}), CPU_KERNELS),
     Target("cuda", _CUDA, frozenset(), ()),  # no integer kernels: an int8 graph runs on the CPU, with copies in between
+    Target("tensorrt", _TENSORRT, frozenset(), TENSORRT_KERNELS, INPUTS_ONLY),
+    Target("openvino", _OPENVINO, frozenset(), OPENVINO_KERNELS, INPUTS_ONLY),
 )
 _GENERIC = Target("cpu", _CPU, frozenset(), CPU_KERNELS)
 

@@ -44,6 +44,24 @@ class Kernel:
     conditions: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Convention:
+    """How a target wants integers written.
+
+    Attributes:
+        signed: Activations are int8 around zero; else uint8 with any zero point.
+        integer_bias: Biases are int32 in units of both scales; else they stay float.
+        stores_outputs: All readers of what an integer node stores see the stored value; else only integer nodes do.
+        absorbs_clamps: A ReLU or Clip behind a node is left to the rounding to unsigned integers.
+    """
+
+    signed: bool = False
+    integer_bias: bool = True
+    stores_outputs: bool = True
+    absorbs_clamps: bool = True
+
+
+X86 = Convention()
 CONDITIONS = {
     "same-type": "all quantized inputs and outputs have one integer type",
     "bias-unit-beta": "beta is 1 when there is a bias, and alpha is 1",
@@ -53,6 +71,8 @@ CONDITIONS = {
     "one-parameter-set": "every output has the scale and zero point of the input",
     "single-activation": "only the first input is quantized; the others are indices, shapes or float parameters",
     "spatial": "NCHW layout with at least one spatial axis",
+    "wide-channels": "at least 16 channels in and out: below, integers are slower there",
+    "skip-input": "only the input that does not come from a convolution or matrix product is quantized",
     "forward-layout": "layout attribute 0 and default activation functions",
 }
 """Name -> meaning of each condition."""

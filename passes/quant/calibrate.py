@@ -27,12 +27,14 @@ class Calibration:
         observations: Statistics by tensor name.
         observed: Names of the tensors that have statistics and only finite values.
         observer: Who found them.
+        signed: Whether activations become signed integers.
         chosen: How the range of a tensor is chosen where it is not as all others'.
     """
 
     observations: Observations
     observed: frozenset[str]
     observer: Observer
+    signed: bool = False
     chosen: dict[str, RangeMethod] = field(default_factory=dict)
     _ranges: dict[tuple[str, RangeMethod], tuple[float, float]] = field(default_factory=dict)
 
@@ -66,7 +68,8 @@ class Calibration:
             placement = placement.of_group(only)
         bounds = {unit.output.name: unit.clamp_high for unit in units if unit.clamp is not None}
         own = {name: self.range(name, self.chosen.get(name, method), bounds.get(name)) for name in placement.stored}
-        return {name: affine(low, high) for name, (low, high) in shared_parameters(placement, own).items()}
+        shared = shared_parameters(placement, own)
+        return {name: affine(low, high, signed=self.signed) for name, (low, high) in shared.items()}
 
     def range(self, name: str, method: RangeMethod, bound: float | None) -> tuple[float, float]:
         """Return the range that a method covers.
@@ -78,12 +81,13 @@ class Calibration:
         """
         if (name, method) not in self._ranges:
             extent = self.observations.range(name)
-            self._ranges[name, method] = choose_range(method, *extent, *self.observations.histogram(name))
+            histogram = self.observations.histogram(name)
+            self._ranges[name, method] = choose_range(method, *extent, *histogram, symmetric=self.signed)
         low, high = self._ranges[name, method]
         return (low, high) if bound is None else (max(low, 0.0), min(max(high, 0.0), bound))
 
 
-def calibrate(model: Model, units: Iterable[Unit], observer: Observer) -> Calibration:
+def calibrate(model: Model, units: Iterable[Unit], observer: Observer, *, signed: bool = False) -> Calibration:
     """Observe every tensor that may be stored, in one run over the samples."""
     known = observer.observable(model)
     requests: dict[str, list[Statistic]] = {}
@@ -95,7 +99,7 @@ def calibrate(model: Model, units: Iterable[Unit], observer: Observer) -> Calibr
             _add(requests[unit.inputs[0].name], ChannelMean(channel_axis(unit)))
     found = observer.observe(model, requests)
     finite = frozenset(name for name in requests if found.nonfinite(name) == 0 and found.elements(name) > 0)
-    return Calibration(found, finite, observer)
+    return Calibration(found, finite, observer, signed)
 
 
 def channel_axis(unit: Unit) -> int:

@@ -22,13 +22,14 @@ from graphopt.passes.quant.store import WeightStore
 from graphopt.passes.quant.units import Unit, outputs_of_scopes
 from graphopt.passes.quant.weights import QuantizedWeight, least_scale, quantize_bias
 from graphopt.runtime.hazards import carried_into_bodies
+from graphopt.targets import Convention
 
 _FLOAT32 = np.dtype(np.float32)
 _SELF_QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm"})  # by ONNX Runtime, between integers
 
 
 def insert(model: Model, units: Mapping[int, Unit], placement: Placement, parameters: Mapping[str, Affine],
-           store: WeightStore) -> int:  # fmt: skip
+           store: WeightStore, convention: Convention) -> int:  # fmt: skip
     """Write a placement into a model and clean up.
 
     Args:
@@ -37,14 +38,15 @@ def insert(model: Model, units: Mapping[int, Unit], placement: Placement, parame
         placement: What runs in integers.
         parameters: Of every stored tensor, by name.
         store: Integer weights.
+        convention: How the target wants integers written.
 
     Returns:
         How many nodes run in integers.
     """
-    writer = _Writer(model, placement, parameters, store)
+    writer = _Writer(model, placement, parameters, store, convention)
     mine = [units[unit.position] for unit in placement.units]
     writer.announce(mine)
-    for unit in mine:
+    for unit in mine if convention.stores_outputs else ():
         writer.store_output(unit)
     for unit in mine:
         writer.feed(unit)
@@ -53,13 +55,13 @@ def insert(model: Model, units: Mapping[int, Unit], placement: Placement, parame
 
 
 class _Writer:
-    def __init__(
-        self, model: Model, placement: Placement, parameters: Mapping[str, Affine], store: WeightStore
-    ) -> None:
+    def __init__(self, model: Model, placement: Placement, parameters: Mapping[str, Affine], store: WeightStore,
+                 convention: Convention) -> None:  # fmt: skip
         self._graph = model.graph
         self._placement = placement
         self._parameters = parameters
         self._store = store
+        self._convention = convention
         self._taken = tensor_names(model.graph)
         self._integer: set[int] = set()
         self._handed_out = outputs_of_scopes(model.graph)
@@ -126,7 +128,7 @@ class _Writer:
 
     def _pair(self, source: gs.Tensor, target: gs.Tensor, name: str) -> None:
         scale, zero = self._parameter_constants(name)
-        codes = self._variable(f"{name}_quantized", np.dtype(np.uint8), source.shape)
+        codes = self._variable(f"{name}_quantized", self._parameters[name].dtype, source.shape)
         self._node("QuantizeLinear", [source, scale, zero], codes)
         self._node("DequantizeLinear", [codes, scale, zero], target)
 
@@ -139,15 +141,14 @@ class _Writer:
     def _affine_constants(self, name: str, parameters: Affine) -> tuple[gs.Constant, gs.Constant]:
         return (
             self._constant_tensor(f"{name}_scale", np.asarray(parameters.scale, np.float32)),
-            self._constant_tensor(f"{name}_zero_point", np.asarray(parameters.zero_point, np.uint8)),
+            self._constant_tensor(f"{name}_zero_point", np.asarray(parameters.zero_point, parameters.dtype)),
         )
 
     def _constant(self, constant: gs.Constant) -> gs.Tensor:
-        """Store a constant operand as unsigned integers."""
+        """Store a constant operand as integers like those of activations."""
         values = constant.values
-        parameters = affine(float(values.min()), float(values.max()))
-        codes = np.clip(np.rint(values / parameters.scale) + parameters.zero_point, 0, 255).astype(np.uint8)
-        stored = self._constant_tensor(f"{constant.name}_quantized", codes)
+        parameters = affine(float(values.min()), float(values.max()), signed=self._convention.signed)
+        stored = self._constant_tensor(f"{constant.name}_quantized", parameters.codes(values))
         restored = self._variable(f"{constant.name}_dequantized", _FLOAT32, constant.shape)
         self._node("DequantizeLinear", [stored, *self._affine_constants(constant.name, parameters)], restored)
         return restored
@@ -164,13 +165,15 @@ class _Writer:
         restored = self._variable(f"{weight.name}_dequantized", _FLOAT32, weight.shape)
         self._node("DequantizeLinear", [values, scale, self._zero(quantized.scale.shape, np.int8)], restored, **axis)
         unit.node.inputs[1] = restored
-        if real_bias is not None:
+        if real_bias is not None and not self._convention.integer_bias:
+            self._take_bias(unit, self._constant_tensor(f"{unit.node.outputs[0].name}_bias", real_bias))
+        elif real_bias is not None:
             name = bias.name if bias is not None else f"{unit.node.outputs[0].name}_bias"  # the clamp may be gone
             self._set_bias(unit, name, real_bias, np.asarray(quantized.scale * input_scale, np.float32), axis)
 
     def _least(self, unit: Unit, input_scale: float) -> np.ndarray | None:
-        """Return the least scale of each channel with which the bias fits, or None without a bias."""
-        bias = self._real_bias(unit)
+        """Return the least scale of each channel with which the bias fits, or None without an integer bias."""
+        bias = self._real_bias(unit) if self._convention.integer_bias else None
         return None if bias is None else least_scale(bias, input_scale)
 
     def _real_bias(self, unit: Unit) -> np.ndarray | None:
@@ -187,10 +190,13 @@ class _Writer:
         restored = self._variable(f"{name}_dequantized", _FLOAT32, list(bias.shape))
         arguments = {"axis": 0} if axis else {}
         self._node("DequantizeLinear", [codes, constant, self._zero(scale.shape, np.int32)], restored, **arguments)
+        self._take_bias(unit, restored)
+
+    def _take_bias(self, unit: Unit, bias: gs.Tensor) -> None:
         if len(unit.node.inputs) > 2:
-            unit.node.inputs[2] = restored
+            unit.node.inputs[2] = bias
         else:
-            unit.node.inputs.append(restored)
+            unit.node.inputs.append(bias)
 
     def _input_scale(self, unit: Unit) -> np.float32:
         """Scale of the first input: of the copy that `feed` put there."""

@@ -76,7 +76,7 @@ class _View:
         size = [sizes.get(tensor.name, 0) for tensor in unit.inputs]
         main = [tensor for tensor, count in zip(unit.inputs, size, strict=True) if count == max(size)]
         ready = all(id(tensor) in self._made or id(tensor) in self._read_by_weighted for tensor in main)
-        return ready and id(unit.output) in self._read
+        return ready and (unit.kernel.float_output or id(unit.output) in self._read)
 
 
 def stored_output(unit: Unit, placement: Placement) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -97,7 +98,14 @@ class Workshop:
         return self.target.weight_limit < 127
 
     def make(self, plan: Plan) -> Candidate:
-        """Make the model of a plan, and take back what does not fuse, which may leave others alone, until all does."""
+        """Make the model of a plan, and take back what does not fuse, which may leave others alone, until all does.
+
+        Where another runtime makes the kernels, there is only its table to go by.
+        """
+        if not self.target.fuses_in_onnxruntime:
+            written = self.write(plan)
+            kernels = Counter(unit.kernel.becomes for unit in written.placement.units)
+            return Candidate(plan, written.model, written.changed, Audit({}, kernels, 0, 0))
         refused: dict[int, str] = {}
         while True:
             written = self.write(plan)
@@ -141,7 +149,7 @@ class Workshop:
         changed = quantize_dynamic(model, sites, self._store) if sites else 0
         changed += quantize_blocks(model, blocks) if blocks else 0
         if placement.units:
-            changed += insert(model, units, placement, parameters, self._store)
+            changed += insert(model, units, placement, parameters, self._store, self.target.convention)
         return Written(model, placement, changed)
 
     def switchboard(self, plan: Plan, error: OutputError) -> Switchboard:

@@ -72,8 +72,11 @@ class Quant(Pass):
             options = WeightOptions(self.bits, self.block, self.symmetric, self.form, exclude)
             return quantize_weights(model, context, options)
         if not context.target.kernels:
-            note = f"{context.target.name} has no int8 kernels: integers would run on the CPU; left as it was"
+            note = (
+                f"{context.target.name} has no int8 kernels: integers would run on the CPU; left as it was "
+                "(half, or quant:mode=weights, is for it)"
+            )
             return PassReport(0, notes=(note,))
-        if self.mode == "static" and context.observer is None:
+        if context.observer is None and (self.mode == "static" or not context.target.has("dynamic")):
             return PassReport(0, notes=("static int8 needs samples (--data); left as it was",))
         return Run(IntegerOptions(self.mode, self.ranges, exclude), model, context).report()

@@ -14,6 +14,7 @@ import numpy as np
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
 LEVELS = 255  # steps of an unsigned 8-bit integer
+_SIGNED = 127  # largest signed one
 _TINY = 1e-12  # ranges narrower than this are no ranges
 _SHRINK = np.linspace(0.1, 1.0, 46)  # candidate ends, as fractions of the observed end
 _FINE = 2  # bins to a level that the divergence needs
@@ -27,34 +28,51 @@ class Affine:
 
     Attributes:
         scale: Positive.
-        zero_point: In [0, 255].
+        zero_point: In [0, 255]; 0 where integers are signed.
+        signed: Whether they are int8, -128 to 127; else uint8.
     """
 
     scale: np.float32
     zero_point: int
+    signed: bool = False
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the integers."""
+        return np.dtype(np.int8 if self.signed else np.uint8)
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        return (-128, 127) if self.signed else (0, LEVELS)
 
     @property
     def low(self) -> float:
         """Least real value that can be stored."""
-        return float(self.scale) * -self.zero_point
+        return float(self.scale) * (self._ends[0] - self.zero_point)
 
     @property
     def high(self) -> float:
         """Largest real value that can be stored."""
-        return float(self.scale) * (LEVELS - self.zero_point)
+        return float(self.scale) * (self._ends[1] - self.zero_point)
 
     def round_trip(self, values: np.ndarray) -> np.ndarray:
         """Return what is left of the values after storing them as integers."""
-        codes = np.clip(np.rint(values / self.scale) + self.zero_point, 0, LEVELS)
-        return np.asarray((codes - self.zero_point) * self.scale, values.dtype)
+        codes = self.codes(values).astype(np.float32) - self.zero_point
+        return np.asarray(codes * self.scale, values.dtype)
+
+    def codes(self, values: np.ndarray) -> np.ndarray:
+        """Return the integers that stand for the values."""
+        codes: np.ndarray = np.clip(np.rint(values / self.scale) + self.zero_point, *self._ends)
+        return codes.astype(self.dtype)
 
 
-def affine(low: float, high: float) -> Affine:
+def affine(low: float, high: float, *, signed: bool = False) -> Affine:
     """Return the parameters that cover a range; it is widened to hold zero, which must be exact (padding, ReLU).
 
     Args:
         low: Lower end.
         high: Upper end; a range without extent gives a scale that stores its one value exactly.
+        signed: Whether integers are signed, with zero for zero; the range is widened to reach as far on both sides.
 
     Raises:
         ValueError: An end is not finite.
@@ -63,13 +81,15 @@ def affine(low: float, high: float) -> Affine:
         raise ValueError(f"a range must be finite, not [{low}, {high}]")
     low, high = min(low, 0.0), max(high, 0.0)
     if high - low < _TINY:
-        return Affine(np.float32(1.0), 0)
+        return Affine(np.float32(1.0), 0, signed)
+    if signed:
+        return Affine(np.float32(max(-low, high) / _SIGNED), 0, signed)
     scale = np.float32((high - low) / LEVELS)
     return Affine(scale, int(np.clip(np.rint(-low / float(scale)), 0, LEVELS)))
 
 
 def choose_range(
-    method: RangeMethod, low: float, high: float, counts: np.ndarray, edges: np.ndarray
+    method: RangeMethod, low: float, high: float, counts: np.ndarray, edges: np.ndarray, *, symmetric: bool = False
 ) -> tuple[float, float]:
     """Return the range to cover.
 
@@ -79,12 +99,17 @@ def choose_range(
         high: Largest value seen.
         counts: Histogram, [bins].
         edges: Ends of the bins, ascending, [bins + 1].
+        symmetric: Whether the range must reach as far below zero as above.
     """
+    cost = squared_error if method == "mse" else divergence
+    if symmetric and method in ("mse", "entropy") and np.any(counts) and high - low >= _TINY:
+        ends = max(-low, high) * _SHRINK
+        end = float(min(ends, key=lambda end: cost(-float(end), float(end), counts, edges)))
+        return -end, end
     if method == "minmax" or not np.any(counts) or high - low < _TINY:
         return low, high
     if method == "percentile":
         return _percentile(low, high, counts, edges)
-    cost = squared_error if method == "mse" else divergence
     return _descend(cost, min(low, 0.0), max(high, 0.0), counts, edges)
 
 

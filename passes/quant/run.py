@@ -104,8 +104,13 @@ class Run:
 
     def _fates(self, best: Judged) -> tuple[Fate, ...]:
         """Tell what became of every conversion, and note how many became what."""
-        found = account(best.candidate.model, self._context.target)
-        self._notes.append(f"{best.candidate.audit.describe()}; {summary(found)}")
+        target, audit = self._context.target, best.candidate.audit
+        if not target.fuses_in_onnxruntime:
+            wanted = ", ".join(f"{count} {op}" for op, count in sorted(audit.kernels.items()))
+            self._notes.append(f"written for {target.name} by its table, which was not asked: {wanted}")
+            return ()
+        found = account(best.candidate.model, target)
+        self._notes.append(f"{audit.describe()}; {summary(found)}")
         return tuple(Fate(item.node, item.describe()) for item in found)
 
     def _search(self, workshop: Workshop) -> Search:
@@ -181,7 +186,7 @@ class Run:
         self._skip(skipped)
         if not any(unit.weight is not None for unit in units) or self._context.observer is None:
             return [], None
-        calibration = calibrate(model, units, self._context.observer)
+        calibration = calibrate(model, units, self._context.observer, signed=self._context.target.convention.signed)
         usable = calibration.usable(units)
         kept = {unit.position for unit in usable}
         self._skip(

@@ -80,7 +80,8 @@ class Switchboard:
     ) -> None:
         builder = _Builder(model.graph)
         self._switches = {rounding: builder.weight_switch(twin) for rounding, twin in twins.items()}
-        self._switches.update({rounding: builder.tensor_switch(rounding.tensor) for rounding in parameters})
+        for rounding, affine in parameters.items():
+            self._switches[rounding] = builder.tensor_switch(rounding.tensor, affine.dtype)
         clean(model.graph)
         self.parameters = dict(parameters)
         self._error = error
@@ -105,7 +106,7 @@ class Switchboard:
             if rounding in self.parameters:
                 affine = self.parameters[rounding]
                 state[f"{switch}/scale"] = np.asarray(affine.scale, np.float32)
-                state[f"{switch}/zero"] = np.asarray(affine.zero_point, np.uint8)
+                state[f"{switch}/zero"] = np.asarray(affine.zero_point, affine.dtype)
         return self._error.of(self._session, {name: value for name, value in state.items() if name in self._fed})
 
     def close(self) -> None:
@@ -145,8 +146,8 @@ class _Builder:
         node.outputs.clear()
         return self._if(twin.scope, rounded, plain, [tensor for tensor in outputs if not tensor.is_empty()])
 
-    def tensor_switch(self, name: str) -> str:
-        """Let every reader of a tensor see it rounded where its switch is on; return the switch."""
+    def tensor_switch(self, name: str, dtype: np.dtype) -> str:
+        """Let every reader of a tensor see it rounded to integers of a type where its switch is on; return that."""
         tensor = self._made[name]
         seen = Variable(self._name(f"{name}/seen"), dtype=_FLOAT32)
         for reader in list(tensor.outputs):
@@ -155,7 +156,7 @@ class _Builder:
                     reader.inputs[index] = seen
         switch = self._name("switch")
         scale = Variable(f"{switch}/scale", dtype=_FLOAT32, shape=[])
-        zero = Variable(f"{switch}/zero", dtype=np.dtype(np.uint8), shape=[])
+        zero = Variable(f"{switch}/zero", dtype=dtype, shape=[])
         self._graph.inputs += [scale, zero]
         self._taken |= {scale.name, zero.name}
         last, before = self._rounded(tensor, (scale, zero))
@@ -169,7 +170,7 @@ class _Builder:
         self, tensor: gs.Tensor, parameters: tuple[gs.Tensor, gs.Tensor] | None
     ) -> tuple[gs.Tensor, list[gs.Node]]:
         """Return a tensor as it is after rounding, and the nodes that do it; without parameters, with its own range."""
-        codes = Variable(self._name("codes"), dtype=np.dtype(np.uint8))
+        codes = Variable(self._name("codes"), dtype=np.dtype(np.uint8) if parameters is None else parameters[1].dtype)
         if parameters is None:
             parameters = Variable(self._name("scale"), dtype=_FLOAT32), Variable(self._name("zero"), dtype=np.uint8)
             quantize = Node("DynamicQuantizeLinear", codes.name, {}, [tensor], [codes, *parameters])

@@ -18,6 +18,8 @@ from graphopt.model import Model
 from graphopt.targets import Kernel, Target
 
 _FLOAT32 = np.dtype(np.float32)
+_FUSES_ADD = frozenset({"Conv", "Gemm", "MatMul"})
+_WIDE = 16  # channels
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 
@@ -108,7 +110,7 @@ def find_units(graph: gs.Graph, target: Target, opset: int) -> tuple[list[Unit],
         if isinstance(found, str):
             skipped.append(Skip(name_of(node), found))
         elif found is not None:
-            units.append(_with_clamp(found, read_inside))
+            units.append(_with_clamp(found, read_inside) if target.convention.absorbs_clamps else found)
     return units, skipped
 
 
@@ -141,14 +143,29 @@ def _match(position: int, node: gs.Node, kernel: Kernel) -> Unit | str | None:
     fixed = tuple(index for index in inputs if isinstance(node.inputs[index], gs.Constant))
     if not moving or not all(_is_real(tensor) for tensor in node.inputs):
         return None
+    if "skip-input" in kernel.conditions:
+        moving, fixed = _skip_inputs(node, moving), ()
+        if not moving:
+            return None
     return Unit(position, node, kernel, node.op.lower(), moving, fixed)
+
+
+def _skip_inputs(node: gs.Node, moving: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the inputs of an Add that do not come straight from what the Add is fused into: one of its producers.
+
+    That is the convolution or product that nobody else reads, the later one where there are two.
+    """
+    makers = {index: node.inputs[index].inputs[0] for index in moving if node.inputs[index].inputs}
+    alone = [index for index, maker in makers.items() if maker.op in _FUSES_ADD and len(maker.outputs[0].outputs) == 1]
+    return tuple(index for index in moving if index != alone[-1]) if alone else ()
 
 
 def _match_weighted(position: int, node: gs.Node, kernel: Kernel) -> Unit | str | None:
     data, weight = node.inputs[0], node.inputs[1]
     kind = node.op.lower()
     if not isinstance(weight, gs.Constant):
-        if node.op == "MatMul" and _is_real(data) and _is_real(weight) and not isinstance(data, gs.Constant):
+        attention = node.op == "MatMul" and "constant-weight" not in kernel.conditions
+        if attention and _is_real(data) and _is_real(weight) and not isinstance(data, gs.Constant):
             return Unit(position, node, kernel, "attention", (0, 1))
         return "its weight is not stored in the file"
     if isinstance(data, gs.Constant):
@@ -164,6 +181,8 @@ def _match_weighted(position: int, node: gs.Node, kernel: Kernel) -> Unit | str 
     reason = _form_reason(node, weight)
     if reason:
         return reason
+    if "wide-channels" in kernel.conditions and min(weight.shape[0], weight.shape[1]) < _WIDE:
+        return f"it has fewer than {_WIDE} channels: integers are slower there"
     if node.op == "Conv" and int(node.attrs.get("group", 1)) > 1 and weight.shape[1] == 1:
         kind = "depthwise"
     return Unit(position, node, kernel, kind, (0,))
