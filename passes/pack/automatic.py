@@ -36,7 +36,7 @@ def round_within_limit(
     limit, own = context.max_drop, constants(model.graph)
     steps = OutputLoss(model, context.samples)
     place = {id(constant): index for index, constant in enumerate(own)}
-    sizes = [unit.size for unit in Floats(model, candidates).units]
+    sizes = [unit.coded for unit in Floats(model, candidates).units]
     best: tuple[list[gs.Constant], dict[int, Rounded]] | None = None
 
     def excess(mean: float) -> float:

@@ -97,7 +97,10 @@ class ScaledForm(Form):
 
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
-        return draft.node("Mul", [self.inner.build(draft), draft.stored("scale", self.scale)])
+        single = np.dtype(np.float32)
+        scale: gs.Tensor = draft.stored("scale", self.scale)
+        scale = scale if self.scale.dtype == single else draft.cast(scale, single)
+        return draft.node("Mul", [self.inner.build(draft), scale])
 
 
 @dataclass(frozen=True, eq=False)

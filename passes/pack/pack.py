@@ -176,7 +176,7 @@ class _Run:
             found, note = round_within_limit(self._model, candidates, mode, self._context, losses)
             self._notes.append(note)
             return found
-        bits = allocate(losses, [unit.size for unit in units], wanted)
+        bits = allocate(losses, [unit.coded for unit in units], wanted)
         return floats.write_back(mode.round(floats.model, units, bits))
 
     def _raise_ir_version(self) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from graphopt.compensate import PaletteGrid, coordinate_descent, damped, gptq, refit_levels, refit_scales
 from graphopt.compensate.grid import nearest
+from graphopt.compensate.palette import masked
 
 _ROUNDS = 2  # of refitting levels and scales; more change the last digits
 _SHRINKS = np.linspace(0.4, 1.0, 13)  # of the largest magnitude, tried as scale
@@ -37,7 +38,7 @@ class Coded:
         return values
 
 
-def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int) -> Coded:
+def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int, *, sparse: bool = False) -> Coded:
     """Return the best codes that alternating minimization finds.
 
     Start from a uniform grid whose scale minimizes the error weighted by the diagonal of the moment; round with GPTQ;
@@ -47,26 +48,32 @@ def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int) -> Coded:
     Args:
         matrix: Weights, [groups, rows, inputs].
         moment: Second moment of the inputs, [groups, inputs, inputs]; None where nothing is known about them.
-        bits: Bits of a code, 1 to 8.
+        bits: Bits of a code, 1 to 8; 2 to 8 of sparse weights.
+        sparse: Whether zeros stay zero; one of the levels is zero then.
     """
     groups, _, inputs = matrix.shape
-    levels = np.linspace(-1, 1, 2**bits) if bits < 8 else np.arange(-128, 128) / 127
+    keep = matrix != 0 if sparse else None
+    levels = np.linspace(-1, 1, 2**bits - sparse) if bits < 8 else np.arange(-128, 128) / 127
     if moment is None or inputs > _FULL:
-        return _rounded(matrix, np.ones((groups, inputs)) if moment is None else _diagonal(damped(moment)), levels)
+        diagonal = np.ones((groups, inputs)) if moment is None else _diagonal(damped(moment))
+        return _rounded(matrix, diagonal, levels, sparse=sparse)
     moment = damped(moment)
     scale = start_scale(matrix, _diagonal(moment), levels)
+    quick = moment.astype(np.float32)
+    grid = masked(PaletteGrid(scale, levels, inputs), keep)
     if groups == 1:
-        values = gptq(matrix[0], moment[0], PaletteGrid(scale[0], levels, inputs))[None]
+        first = masked(PaletteGrid(scale[0], levels, inputs), None if keep is None else keep[0])
+        values = gptq(matrix[0], moment[0], first)[None]
     else:
         values = levels[nearest(levels, matrix / scale)] * scale
-    quick = moment.astype(np.float32)
-    values = coordinate_descent(matrix, values, quick, PaletteGrid(scale, levels, inputs), sweeps=1)
+    values = coordinate_descent(matrix, values, quick, grid, sweeps=1)
     for _ in range(_ROUNDS):
         codes = nearest(levels, values / scale)
-        levels = refit_levels(matrix, codes, scale, quick, levels) if bits < 8 else levels
+        if bits < 8:
+            levels = _with_zero(refit_levels(matrix, codes, scale, quick, levels), sparse=sparse)
         scale = refit_scales(matrix, levels[codes], quick, scale)
         levels, scale, stored = _as_stored(levels, scale)
-        grid = PaletteGrid(scale, levels, inputs)
+        grid = masked(PaletteGrid(scale, levels, inputs), keep)
         values = coordinate_descent(matrix, levels[codes] * scale, quick, grid, sweeps=1)
     return Coded(nearest(levels, values / scale).astype(np.uint8), levels, stored)
 
@@ -91,7 +98,16 @@ def start_scale(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) ->
     return best.astype(np.float64)
 
 
-def _rounded(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) -> Coded:
+def _with_zero(levels: np.ndarray, *, sparse: bool) -> np.ndarray:
+    """Return the levels, of sparse weights with the one that is nearest to zero moved there."""
+    if not sparse:
+        return levels
+    levels = levels.copy()
+    levels[np.abs(levels).argmin()] = 0
+    return levels
+
+
+def _rounded(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray, *, sparse: bool) -> Coded:
     """Round each weight by itself, to levels and scales that suit them; rows are taken in parts, to spare memory."""
     rows, count = matrix.shape[1], len(levels)
     step = max(1, _PART // max(matrix[:, :1].size, 1))
@@ -99,7 +115,7 @@ def _rounded(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) -> Co
     scale = np.concatenate([start_scale(matrix[:, part], diagonal, levels) for part in parts], axis=1)
     if count < 256:
         spread = slice(None, None, max(1, matrix.size // _PART))
-        levels = _lloyd(matrix[:, spread], diagonal, levels, scale[:, spread])
+        levels = _with_zero(_lloyd(matrix[:, spread], diagonal, levels, scale[:, spread]), sparse=sparse)
         for part in parts:
             scale[:, part] = _fitted_scale(matrix[:, part], diagonal, levels, scale[:, part])
     levels, scale, stored = _as_stored(levels, scale)

@@ -16,7 +16,7 @@ from graphopt.moments import LayerMoments, layer_moments
 from graphopt.passes.pack.allocate import MEASURED
 from graphopt.passes.pack.bits import packed_bytes
 from graphopt.passes.pack.decoders import Draft
-from graphopt.passes.pack.forms import Form
+from graphopt.passes.pack.forms import Form, ScaledForm, forms
 from graphopt.passes.pack.sensitivity import OutputLoss
 from graphopt.passes.pack.shrink import Coded, shrink
 from graphopt.passes.pack.units import Unit
@@ -24,7 +24,7 @@ from graphopt.progress import Progress
 from graphopt.samples import Samples
 from graphopt.staged import staged_moments
 
-Result = tuple[Unit, "CodedForm", gs.Constant | None]
+Result = tuple[Unit, Form, gs.Constant | None]
 _STAGES = 12  # times that moments are taken anew on the compressed prefix
 _BLEND = 0.3  # share of the diagonal; fits unseen samples best, or nearly, on conv nets, MLPs and transformers
 _SAMPLES = 96  # that moments rest on; more cost time and hardly change them
@@ -133,7 +133,7 @@ class SizeMode:
         return self._alone[key]
 
 
-def _rounded(unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) -> CodedForm:
+def _rounded(unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) -> Form:
     """Put a layer's weight on a palette, in place, and let its bias make up for the mean.
 
     Few samples show correlations of inputs that other samples do not have, so the moments are blended with their
@@ -153,13 +153,16 @@ def _rounded(unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) ->
 
 def _coded(unit: Unit, moment: np.ndarray | None, bits: int) -> Coded:
     if unit.scale is None:
-        return shrink(unit.matrix(), moment, bits)
+        return shrink(unit.matrix(), moment, bits, sparse=unit.is_sparse)
     palette = fit_palette(unit.matrix(), moment, bits, unit.scale, whole=True)
     return Coded(palette.codes, palette.levels.astype(np.float32), unit.scale.astype(np.float32))
 
 
-def _form(unit: Unit, coded: Coded) -> CodedForm:
+def _form(unit: Unit, coded: Coded) -> Form:
     bits = (len(coded.levels) - 1).bit_length()
-    nbytes = packed_bytes(coded.codes.size, bits) + (coded.levels.nbytes if bits < 8 else 0) + coded.scale.nbytes
     codes, scale = unit.stored(coded.codes), unit.stored_scale(coded.scale)
+    if unit.is_sparse:
+        inner = min(forms(coded.levels[codes]), key=lambda form: form.nbytes)
+        return ScaledForm(f"{inner.kind} and scales", inner.nbytes + scale.nbytes, inner.opset, inner, scale)
+    nbytes = packed_bytes(coded.codes.size, bits) + (coded.levels.nbytes if bits < 8 else 0) + coded.scale.nbytes
     return CodedForm(f"{bits}-bit codes", nbytes, 10, codes, coded.levels, scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,6 +14,9 @@ from graphopt.ir.graph import walk_nodes
 from graphopt.layers import LinearLayer, linear_layer
 from graphopt.model import Model
 
+_SPARSE = (
+    0.3  # zeros among all weights, from which on they are kept: with fewer, a bit for each costs more than it saves
+)
 _SHORT_ROW = 24  # elements; with fewer the scales would be a large part of what is stored
 
 
@@ -45,6 +49,20 @@ class Unit:
     def size(self) -> int:
         """Elements."""
         return math.prod(self.constant.shape)
+
+    @cached_property
+    def is_sparse(self) -> bool:
+        """Whether so many weights are zero that they should stay zero."""
+        return self.scale is None and 0 < self._kept <= (1 - _SPARSE) * self.size
+
+    @property
+    def coded(self) -> int:
+        """Elements that have codes: of a sparse weight, those that are not zero."""
+        return self._kept if self.is_sparse else self.size
+
+    @cached_property
+    def _kept(self) -> int:
+        return int(np.count_nonzero(self.constant.values))
 
     def matrix(self) -> np.ndarray:
         """Return the weight as [groups, rows, inputs]."""
