@@ -107,6 +107,10 @@ def test_a_requantization_is_inside() -> None:
             "several readers",
         ),
         (
+            "t = Add(xd, ws)\nq = QuantizeLinear(t, ys, yz)\nd = DequantizeLinear(q, ys, yz)\ny = Relu(d)",
+            "its constant 'ws' is not quantized",
+        ),
+        (
             "y = Sigmoid(xd)\nq = QuantizeLinear(y, ys, yz)\nd = DequantizeLinear(q, ys, yz)\nother = Relu(d)",
             "also an output of the model",
         ),

@@ -91,7 +91,7 @@ class _Ledger:
         name = node_name(node)
         verdicts = [self._standing(item) for item in self._final.conversions[node.op_type, plain_name(name)]]
         left = [verdict for verdict in verdicts if verdict[0] == "left"]
-        became, detail = (left or verdicts or [_absorbed(self._beside(node))])[0]
+        became, detail = (left or verdicts or [self._absorbed(node)])[0]
         return Conversion(name, node.op_type, became, detail)
 
     def _standing(self, node: onnx.NodeProto) -> tuple[Became, str]:
@@ -102,16 +102,20 @@ class _Ledger:
         names = ", ".join(sorted(map(called, self._final.beside(node))))
         return "border", names or ("an output" if node.op_type == "DequantizeLinear" else "an input") + " of the model"
 
-    def _beside(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Return what the neighbours of a conversion that is no more have become, across other conversions."""
-        if node.op_type == "DequantizeLinear":
-            codes, neighbours = node.input[0], self._written.readers[node.output[0]]
-        else:
-            codes, neighbours = node.output[0], self._across(node)
-        now = [found for found in map(self._now, neighbours) if found is not None and self._takes_integers(found)]
+    def _absorbed(self, node: onnx.NodeProto) -> tuple[Became, str]:
+        """Return the verdict on a conversion that is no more, from what its neighbours have become."""
+        dequantizes = node.op_type == "DequantizeLinear"
+        codes = node.input[0] if dequantizes else node.output[0]
+        neighbours = self._written.beside(node) if dequantizes else self._across(node)
         maker = self._final.makers.get(codes)
-        found = [*([] if maker is None else [maker]), *self._final.readers[codes], *now]
-        return [item for item in found if item.op_type not in CONVERSIONS]
+        now = [found for found in map(self._now, neighbours) if found is not None and self._takes_integers(found)]
+        beside = [*([] if maker is None else [maker]), *self._final.readers[codes], *now]
+        kernels = [item for item in beside if is_integer(item)]
+        moving = [item for item in beside if item.op_type not in CONVERSIONS]
+        merged = [item for item in neighbours if self._refusals.moves(item)]  # with one of ONNX Runtime's own
+        found = kernels or moving or merged
+        became: Became = "kernel" if kernels else "moved" if found else "gone"
+        return became, ", ".join(sorted(set(map(called, found))))
 
     def _across(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Return who makes what a node quantizes, and who reads it."""
@@ -126,13 +130,3 @@ class _Ledger:
 
     def _takes_integers(self, node: onnx.NodeProto) -> bool:
         return is_integer(node) or self._refusals.moves(node)
-
-
-def _absorbed(beside: Iterable[onnx.NodeProto]) -> tuple[Became, str]:
-    """Return the verdict on a conversion that is no more, from what its neighbours have become."""
-    beside = list(beside)
-    kernels = sorted({called(node) for node in beside if is_integer(node)})
-    if kernels:
-        return "kernel", ", ".join(kernels)
-    moving = sorted(set(map(called, beside)))
-    return ("moved", ", ".join(moving)) if moving else ("gone", "")

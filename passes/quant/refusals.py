@@ -66,6 +66,9 @@ class Refusals:
             return "its output is also an output of the model"
         if any(len(view.readers[name]) > 1 for name in node.output):
             return "its output has several readers before it is quantized"
+        stored = [name for name in node.input if name in view.stored]
+        if kernel.form == "static" and kernel.weighted is None and stored:
+            return f"its constant '{stored[0]}' is not quantized"
         before = [view.makers[name] for name in node.input if name in view.makers]
         behind = [reader for name in node.output for reader in view.readers[name]]
         types = {self._zero_type(item) for item in (*before, *behind) if item.op_type in (_QUANTIZE, _DEQUANTIZE)}
