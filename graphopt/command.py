@@ -45,6 +45,8 @@ def reports_errors(function: Callable[P, ResultT]) -> Callable[P, ResultT]:
             raise  # click ends quietly
         except OSError as error:  # a full disk, a lost folder: the surroundings, not a bug
             raise Failure(GraphoptError(str(error))) from error
+        except MemoryError as error:
+            raise Failure(GraphoptError(f"out of memory: {error}" if str(error) else "out of memory")) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(INTERRUPTED) from None
 

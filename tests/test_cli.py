@@ -469,14 +469,22 @@ def test_bench_wants_the_same_inputs(folder: Path) -> None:
     assert "the two models have different inputs: x: float32 and z: float32" in result.stderr
 
 
-def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "some/file"), "[Errno 28] No space left on device: 'some/file'"),
+        (MemoryError("Unable to allocate 46.6 TiB"), "out of memory: Unable to allocate 46.6 TiB"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_a_full_disk_or_memory_is_one_line(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
-        raise OSError(28, "No space left on device", "some/file")
+        raise error
 
     monkeypatch.setattr("graphopt.api.compress", fail)
     result = quick("-p", "tidy")
     assert result.exit_code == 1
-    assert one_line(result) == "graphopt: error: [Errno 28] No space left on device: 'some/file'\n"
+    assert one_line(result) == f"graphopt: error: {line}\n"
 
 
 @pytest.mark.parametrize("args", [["--help"], ["-h"], ["m.onnx", "--help"], ["-q", "--help"]])
