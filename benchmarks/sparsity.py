@@ -1,9 +1,11 @@
 """Sparse patterns: magnitude beside pruning that compensates, at the same number of zeros.
 
-    python -m benchmarks.sparsity FOLDER [--only GLOB] [--pattern unstructured --pattern 2of4] [--markdown FILE]
+    python -m benchmarks.sparsity FOLDER [--only GLOB] [--pattern unstructured --pattern 2of4]
+        [--evaluator MODEL=NAME]... [--markdown FILE]
 
-FOLDER is laid out as for `benchmarks.zoo`. Every other calibration sample is fitted to; the output error is measured on
-the rest: squared error over energy, before a final Softmax. The evaluators' data are used for nothing but the metric.
+FOLDER is laid out as for `benchmarks.zoo`. Three of four calibration samples are fitted to; the output error is
+measured on the rest: squared error over energy, before a final Softmax. The evaluators' data are used for nothing but
+the metric.
 """
 
 from __future__ import annotations
@@ -62,13 +64,17 @@ class Case:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--only", default="*", help="Glob of model names.")
 @click.option("--pattern", "patterns", multiple=True, default=("unstructured", "2of4"), show_default=True)
+@click.option("--evaluator", "evaluators", multiple=True, metavar="MODEL=NAME", help="eval_NAME.py judges MODEL.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
-def main(folder: Path, only: str, patterns: tuple[str, ...], markdown: Path | None) -> None:
+def main(
+    folder: Path, only: str, patterns: tuple[str, ...], evaluators: tuple[str, ...], markdown: Path | None
+) -> None:
     """Prune every model of FOLDER that has samples, half of its weights, and print a table."""
+    assigned = dict(text.split("=", 1) for text in evaluators)
     lines = [_HEAD, "|" + "---|" * _HEAD.count(" | ") + "---|"]
     for path in sorted((folder / "models").glob("*.onnx")):
         if fnmatch.fnmatch(path.stem, only) and find_samples(folder, path.stem) is not None:
-            for line in _rows(_case(folder, path), patterns):
+            for line in _rows(_case(folder, path, assigned.get(path.stem)), patterns):
                 click.echo(line, err=True)
                 lines.append(line)
             if markdown is not None:
@@ -76,14 +82,14 @@ def main(folder: Path, only: str, patterns: tuple[str, ...], markdown: Path | No
     click.echo("\n".join(lines))
 
 
-def _case(folder: Path, path: Path) -> Case:
+def _case(folder: Path, path: Path, evaluator: str | None = None) -> Case:
     model, source = load(path), find_samples(folder, path.stem)
     samples = open_samples(str(source), model.interface, optional=frozenset(model.graph.defaults))
     target = get_target("cpu")
     Fold().run(model, Context(target, Evaluator(model, target, samples=samples), samples))
     clean(model.graph)
-    fitted, held = samples.halves()
-    return Case(path.stem, model, fitted, held, find_evaluator(folder, path.stem, None))
+    fitted, held = samples.without_every(4)
+    return Case(path.stem, model, fitted, held, find_evaluator(folder, path.stem, evaluator))
 
 
 def _rows(case: Case, patterns: tuple[str, ...]) -> Iterator[str]:

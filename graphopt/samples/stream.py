@@ -77,13 +77,17 @@ class Samples:
 
     def halves(self) -> tuple[Samples, Samples]:
         """Return every other sample, and the rest; a single one is in both."""
+        return self.without_every(2)
+
+    def without_every(self, nth: int) -> tuple[Samples, Samples]:
+        """Return the samples without every n-th, and these; fewer than n are in both."""
         total = len(self)
-        if total < 2:
+        if total < nth:
             return self, self
         chosen = range(total) if self._chosen is None else self._chosen
+        parts = [index for place, index in enumerate(chosen) if (place + 1) % nth], chosen[nth - 1 :: nth]
         first, second = (
-            Samples(self._reader, self._fit, self.source, is_random=self.is_random, chosen=chosen[start::2])
-            for start in (0, 1)
+            Samples(self._reader, self._fit, self.source, is_random=self.is_random, chosen=part) for part in parts
         )
         return first, second
 

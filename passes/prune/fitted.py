@@ -12,16 +12,15 @@ from itertools import groupby
 
 import numpy as np
 
-from graphopt.biases import Bias, find_bias, fixed_bias
-from graphopt.compensate import Pattern, damped
+from graphopt.compensate import Pattern
 from graphopt.compensate.problem import SparseProblem
 from graphopt.context import Context
-from graphopt.layers import LinearLayer
 from graphopt.model import Model
 from graphopt.moments import Pair, PairedMoments, layer_moments, paired_moments
 from graphopt.passes.prune.levels import levels
+from graphopt.passes.prune.regularize import problem_of
 from graphopt.passes.prune.scores import score_of
-from graphopt.passes.prune.weights import Weight
+from graphopt.passes.prune.sites import Evidence, Site, evidence_of
 from graphopt.samples import Samples
 from graphopt.walk import Walk
 
@@ -54,84 +53,6 @@ class Method:
             return problem.fit(ratio, refit=not self.rough)
         score = score_of(self.criterion, self.pattern, self.rng(name))
         return problem.masked(ratio, score, refit=self.reconstruct and not self.rough)
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """A weight with the linear layers that it is all of.
-
-    Attributes:
-        weight: The weight.
-        layers: Its layers, in graph order; there are several if it is shared.
-        bias: What takes up the mean of the error, or None.
-    """
-
-    weight: Weight
-    layers: tuple[LinearLayer, ...]
-    bias: Bias | None
-
-    @property
-    def knows_biases(self) -> bool:
-        """Whether what each layer adds is known, so that what its matrix should give can be told from its outputs."""
-        return all(fixed_bias(layer) is not None for layer in self.layers)
-
-    @property
-    def columns(self) -> np.ndarray:
-        """Order of the matrix's inputs in which input channels are next to each other."""
-        layer = self.layers[0]
-        area = int(np.prod(layer.weight.shape[2:])) if layer.node.op == "Conv" else 1
-        return np.arange(layer.inputs).reshape(-1, area).T.ravel()
-
-
-def sites_of(model: Model, weights: Sequence[Weight], layers: Sequence[LinearLayer]) -> dict[int, Site]:
-    """Return the weights that are matrices of linear layers for all of their users, by id of their constant."""
-    shown = {id(tensor) for tensor in model.graph.outputs}
-    users: dict[int, list[LinearLayer]] = {}
-    for layer in layers:
-        users.setdefault(id(layer.weight), []).append(layer)
-    found = {}
-    for weight in weights:
-        mine = users.get(id(weight.constant), [])
-        if mine and len(mine) == len(weight.users) and len({layer.groups for layer in mine}) == 1:
-            bias = find_bias(mine[0], shown) if len(mine) == 1 else None
-            found[id(weight.constant)] = Site(weight, tuple(mine), bias)
-    return found
-
-
-def problem_of(site: Site, found: Sequence[PairedMoments], pattern: Pattern, *, inherited: bool) -> SparseProblem:
-    """Return what a site's weight should come close to, its inputs in the order of `Site.columns`.
-
-    Args:
-        site: Place.
-        found: Moments of its layers.
-        pattern: Where zeros may stand.
-        inherited: Whether the layer makes up for the error of the layers before it too. The weights wanted are then
-            ``W + (C - W H) H^-1``, with the cross moment C of inputs and targets; else they are the present ones.
-    """
-    order = site.columns
-    present = site.layers[0].matrix()
-    seen = [moments.centred if site.bias is not None else moments for moments in found]
-    second = np.sum([moments.second for moments in seen], axis=0)
-    moment, trust = _known(second, sum(moments.count for moments in found))
-    wanted = present
-    if inherited:
-        pairs = zip(site.layers, seen, strict=True)
-        lack = np.sum([_cross(layer, moments) - present @ moments.second for layer, moments in pairs], axis=0)
-        wanted = present + trust * np.linalg.solve(moment, np.swapaxes(lack, -1, -2)).swapaxes(-1, -2)
-    return SparseProblem(wanted[..., order], moment[..., order[:, None], order], pattern)
-
-
-def _known(second: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return moments shrunk and damped, so that they can be inverted, and the trust in them, [groups, 1, 1]."""
-    trust = 1 - shrinkage(second, count)[:, None, None]
-    return damped(trust * second + (1 - trust) * second * np.eye(second.shape[-1])), trust
-
-
-def _cross(layer: LinearLayer, moments: PairedMoments) -> np.ndarray:
-    """Return the cross moment of a layer's inputs with what its matrix alone should give, [groups, rows, inputs]."""
-    added = fixed_bias(layer)
-    assert added is not None, "only layers whose bias is known inherit"
-    return np.asarray(moments.cross - added[:, :, None] * moments.mean[:, None, :])  # about the means, it falls out
 
 
 def fit_sites(
@@ -191,8 +112,9 @@ def _fit(site: Site, ratio: float, found: Sequence[PairedMoments], method: Metho
     """Prune one site, in place."""
     known = site.knows_biases and all(moments.count for moments in found)
     inherited = inherited and method.reconstruct and known
-    problem = problem_of(site, found, method.pattern, inherited=inherited)
-    _write(site, method.solve(problem, ratio, site.weight.name), found[0], inherited=inherited)
+    evidence = evidence_of(site, found, inherited=inherited)
+    problem = problem_of(site.present(), evidence, method.pattern)
+    site.write(method.solve(problem, ratio, site.weight.name), found[0], inherited=inherited)
 
 
 def site_losses(
@@ -208,10 +130,9 @@ def site_losses(
     ):
         site = first[id(moments.layer.node)]
         second = moments.second if site.bias is None else moments.covariance
-        moment, _ = _known(second, _EVIDENCE * site.layers[0].inputs)
-        order = site.columns
-        target = site.layers[0].matrix()[..., order]
-        problem = SparseProblem(target, moment[..., order[:, None], order], method.pattern)
+        order, present = site.columns, site.present()
+        evidence = Evidence(second[..., order[:, None], order], np.zeros(present.shape), _EVIDENCE * len(order))
+        problem = problem_of(present, evidence, method.pattern)
         energy = problem.loss(np.zeros_like(problem.target))
         found[id(site.weight.constant)] = problem.losses(ratios), energy
     return found
@@ -224,36 +145,3 @@ def _in_stages(model: Model, work: Sequence[tuple[Site, float]]) -> list[list[tu
     place = {id(node): position for position, node in enumerate(model.graph.nodes)}
     ordered = sorted(work, key=lambda item: place[id(item[0].layers[0].node)])
     return [list(stage) for _, stage in groupby(ordered, key=lambda item: level[id(item[0].layers[0].node)])]
-
-
-def _write(site: Site, solved: np.ndarray, moments: PairedMoments, *, inherited: bool) -> None:
-    """Store a solved matrix and let the bias take up the mean."""
-    layer = site.layers[0]
-    matrix = np.empty_like(solved)
-    matrix[..., site.columns] = solved
-    if site.bias is not None:
-        lost = np.einsum("grk,gk->gr", layer.matrix() - matrix, moments.mean)
-        if inherited:
-            lost += moments.target_mean - np.einsum("grk,gk->gr", layer.matrix(), moments.mean)
-            lost -= fixed_bias(layer)
-        site.bias.shift(lost.ravel())
-    site.weight.constant.values = layer.stored(matrix)
-
-
-def shrinkage(second: np.ndarray, count: int) -> np.ndarray:
-    """Return how far each moment should go toward its diagonal, [groups], in [0, 1]: the less is known, the further.
-
-    Source: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation" (OAS), arXiv:0907.4698, equation 23, of
-    the correlations.
-
-    Args:
-        second: Second moments, [groups, inputs, inputs].
-        count: Observations that they rest on.
-    """
-    inputs = second.shape[-1]
-    diagonal = np.maximum(np.einsum("gkk->gk", second), 0)  # of a constant input, rounding may leave less
-    scale = np.divide(1, np.sqrt(diagonal), out=np.zeros_like(diagonal), where=diagonal > 0)
-    square = np.square(second * scale[:, :, None] * scale[:, None, :]).sum(axis=(1, 2))
-    above = (1 - 2 / inputs) * square + inputs**2
-    below = (count + 1 - 2 / inputs) * np.maximum(square - inputs, 0)
-    return np.asarray(np.minimum(1.0, np.divide(above, below, out=np.ones_like(above), where=below > 0)))

@@ -20,11 +20,12 @@ from graphopt.layers import linear_layers
 from graphopt.macs import Shape, node_macs
 from graphopt.model import Model
 from graphopt.passes.prune.allocate import RATIOS, Curve, energy_curve, share_out
-from graphopt.passes.prune.fitted import Method, Site, fit_sites, site_losses, sites_of
+from graphopt.passes.prune.fitted import Method, fit_sites, site_losses
 from graphopt.passes.prune.fitting import fitting
 from graphopt.passes.prune.options import NEED_SAMPLES, parse_pattern
 from graphopt.passes.prune.plain import Scorer, count_zeros, zero_all_but, zero_below, zero_smallest
 from graphopt.passes.prune.search import Snapshot, furthest
+from graphopt.passes.prune.sites import Site, sites_of
 from graphopt.passes.prune.weights import Weight, find_weights
 from graphopt.shapes import shapes_for
 
