@@ -17,6 +17,7 @@ from graphopt.evaluate import Evaluator
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune import Prune
+from graphopt.passes.prune.channels import structured
 from graphopt.passes.prune.channels.allocation import allocate, curve
 from graphopt.passes.prune.channels.branches import end_branches, fill_means
 from graphopt.passes.prune.channels.costs import Costs, mac_costs, time_costs, weight_costs
@@ -433,3 +434,17 @@ def test_a_branch_that_is_cheap_to_finish_goes_as_a_whole() -> None:
     even = curve(32, 8, np.linspace(0.0, 1.2, 32))
     assert allocate([steep, even], costs, 0.5) == [32, 0]
     assert allocate([steep, even], costs, 0.125) == [0, 8]
+
+
+def test_high_ratios_are_reached_in_rounds_that_rank_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Model] = []
+    make_plan = structured.make_plan
+    monkeypatch.setattr(structured, "make_plan", lambda model, *rest: plans.append(model) or make_plan(model, *rest))
+    model, smaller, report = pruned(WIDE.text, of="macs", ratio=0.7)
+    assert len(plans) == 2
+    feeds = random_feeds(model.to_proto(), 0)
+    macs = [figures(item, shapes_for(item, feeds)).macs for item in (smaller, model)]
+    assert macs[0] is not None
+    assert macs[1] is not None
+    assert report.metrics["macs_left"] == pytest.approx(macs[0] / macs[1])
+    assert macs[0] / macs[1] <= 0.3
