@@ -24,6 +24,7 @@ BUILTIN = {
     "prune": "graphopt.passes.prune:Prune",
     "quant": "graphopt.passes.quant:Quant",
     "half": "graphopt.passes.half:Half",
+    "equalize": "graphopt.passes.equalize:Equalize",
 }
 
 

@@ -32,6 +32,7 @@ from tests.helpers import assert_same_model, assert_same_outputs, outputs_of, ra
 EAGER = {
     "pack": ("pack:min-bytes=64", "pack:min-bytes=64:bits=6"),
     "prune": ("prune:ratio=0.25",),
+    "equalize": ("equalize:method=cle",),
     "half": ("half:min-bytes=0", "half:compute=graph", "half:type=bf16:min-bytes=0"),
     "quant": ("quant:mode=weights", "quant:mode=weights:form=nbits"),
 }
