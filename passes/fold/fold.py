@@ -16,6 +16,7 @@ from graphopt.ir.graph import declared, walk_graphs
 from graphopt.model import Model
 from graphopt.passes.fold.constants import fold_constants
 from graphopt.passes.fold.cse import merge_equal_nodes
+from graphopt.passes.fold.functions import inline_functions
 from graphopt.passes.fold.notes import drop_notes
 from graphopt.passes.fold.rules import Rule
 from graphopt.passes.fold.rules.installed import installed_rules, summaries
@@ -23,6 +24,7 @@ from graphopt.passes.fold.sizes import file_bytes
 from graphopt.passes.fold.workbench import Workbench, is_standard, label
 
 CONSTANTS = "constants"  # what is computed in bulk rather than by a rule
+FUNCTIONS = "functions"  # the same for functions that are called once
 EQUAL = "equal-nodes"  # the same for nodes that compute the same
 NOTES = "notes"  # the same for what exporters note down
 UNUSED = "unused"  # nodes and weights that no output depends on always go
@@ -66,6 +68,7 @@ class Fold(Pass):
         """Return the rules by name, each with what it does."""
         return {
             CONSTANTS: "What is computed from constants only is computed ahead, where that makes the file no larger.",
+            FUNCTIONS: "The nodes of a function that is called from one place take the place of the call.",
             EQUAL: "Nodes with the same operator, attributes and inputs become one.",
             NOTES: "Stack traces and module paths that torch.onnx leaves on nodes, bodies and inner tensors go.",
             **summaries(),
@@ -78,7 +81,7 @@ class Fold(Pass):
 
 def rule_names() -> tuple[str, ...]:
     """Return the names that `without` takes."""
-    return (CONSTANTS, EQUAL, NOTES, *(rule.name for rule in installed_rules()))
+    return (CONSTANTS, FUNCTIONS, EQUAL, NOTES, *(rule.name for rule in installed_rules()))
 
 
 class _Run:
@@ -95,9 +98,11 @@ class _Run:
         self._counts: Counter[str] = Counter()
         self._declined: dict[tuple[int, str], tuple[gs.Node, str]] = {}
         self._bulk_skips: list[Skip] = []
+        self._kept_functions: list[Skip] = []
 
     def report(self) -> PassReport:
         """Rewrite and report."""
+        self._inline_functions()
         for _ in range(_MAX_ROUNDS):
             before = self._counts.total()
             self._bench.refresh()
@@ -139,6 +144,14 @@ class _Run:
                 if outcome is not False:
                     self._declined[id(node), rule.name] = (node, f"{rule.name}: {outcome}")
 
+    def _inline_functions(self) -> None:
+        if FUNCTIONS in self._without or not self._model.graph.functions:
+            return
+        self._bench.refresh()
+        count, self._kept_functions = inline_functions(self._bench)
+        if count:
+            self._counts[FUNCTIONS] += count
+
     def _merge_equal_nodes(self) -> None:
         if EQUAL in self._without:
             return
@@ -161,7 +174,7 @@ class _Run:
             for (number, rule), (node, reason) in self._declined.items()
             if number in place
         )
-        return tuple(skip for *_, skip in declined) + tuple(self._bulk_skips)
+        return (*(skip for *_, skip in declined), *self._bulk_skips, *self._kept_functions)
 
 
 def _by_operator(rules: Iterable[Rule]) -> dict[str, list[Rule]]:

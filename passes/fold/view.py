@@ -63,13 +63,17 @@ class View:
         """Return the graph, body or function that the node stands in."""
         return self._graph_of[id(node)]
 
+    def root_of(self, node: gs.Node) -> gs.Graph:
+        """Return the main graph or function that the node belongs to."""
+        return self._root_of[id(self._graph_of[id(node)])]
+
     def opset(self, node: gs.Node) -> int:
         """Return the version of the standard operator set that holds for the node; 0 where none is imported."""
-        return int(self._root_of[id(self._graph_of[id(node)])].opset or 0)
+        return int(self.root_of(node).opset or 0)
 
     def in_function(self, node: gs.Node) -> bool:
         """Return whether the node belongs to a model-local function."""
-        return isinstance(self._root_of[id(self._graph_of[id(node)])], gs.Function)
+        return isinstance(self.root_of(node), gs.Function)
 
     def is_alive(self, node: gs.Node) -> bool:
         """Return whether the node has not been removed."""

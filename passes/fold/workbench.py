@@ -163,6 +163,8 @@ class Workbench(View):
                     tensor.name = self.free_name(tensor.name)
                 taken.add(tensor.name)
             self.put(inner, graph)
+            for scope in (scope for inside in bodies(inner) for scope in walk_graphs(inside)):
+                self._root_of[id(scope)] = self._root_of[id(graph)]
         return moved
 
     def _names_in(self, graph: gs.Graph) -> set[str]:
