@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from graphopt.base import Pass, PassReport
+from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
 from graphopt.ir.graph import payload_bytes
 from graphopt.model import Model
 from graphopt.passes.share.equal import equal_weights
 from graphopt.passes.share.nodes import merge_constant_nodes, redirect
+from graphopt.passes.share.palettes import share_values
 from graphopt.passes.share.uniform import shrink_uniform
 from graphopt.passes.share.views import share_views
 
@@ -27,20 +28,39 @@ class Share(Pass):
     one value throughout becomes that number where it is broadcast to a shape that the other operand has by itself, and
     a ConstantOfShape where any tensor will do. No run takes longer for any of this.
 
+    With `palette` the pass is lossy: each large float weight gets few distinct values, so that the outputs of its layer
+    change least on the samples, which `pack` stores as codes (Deep Compression, arXiv:1510.00149).
+
     Attributes:
+        palette: Bits of a code, 1 to 8: a weight has at most 2**bits distinct values; none leaves the values alone.
         views: Whether other nodes, too, read transposed or reshaped weights from the one that is stored, through a
             Transpose or Reshape that the runtime computes when it loads the model. Passes behind this one leave such
             weights as they are.
     """
 
     name: ClassVar[str] = "share"
-    lossless: ClassVar[bool] = True
 
+    palette: int | None = None
     views: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.palette is not None and not 1 <= self.palette <= 8:
+            raise ValueError(f"palette must be 1 to 8, not {self.palette}")
+
+    @property
+    def lossless(self) -> bool:
+        """Storing equal weights once is, making them equal is not."""
+        return self.palette is None
 
     def run(self, model: Model, context: Context) -> PassReport:
         """Let the users of equal weights read the same one."""
         counts = {"weights": 0, "bytes": 0}
+        fitted: int = 0
+        unfit: list[Skip] = []
+        if self.palette is not None:
+            fitted, unfit = share_values(model, context, self.palette)
+            counts["fitted"] = fitted
 
         def count(gone: int, saved: int) -> None:
             counts["weights"] += gone
@@ -55,4 +75,5 @@ class Share(Pass):
         gone, saved, skips = share_views(model.graph, with_nodes=self.views)
         count(gone, saved)
         count(*shrink_uniform(model.graph))
-        return PassReport(counts["weights"], tuple(skips), {name: float(number) for name, number in counts.items()})
+        metrics = {name: float(number) for name, number in counts.items()}
+        return PassReport(counts["weights"] + fitted, (*unfit, *skips), metrics)
