@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from graphopt.base import PassReport
+from graphopt.base import PassReport, Skip
 from graphopt.compensate import Blocks, NofM, UniformGrid, Unstructured, damped
 from graphopt.compensate.gptq import inverse_factor
 from graphopt.compensate.problem import SparseProblem
@@ -363,3 +363,11 @@ def test_every_weight_that_changes_counts() -> None:
 def test_options_that_would_be_ignored_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         Prune(**options)
+
+
+@pytest.mark.parametrize("options", [{}, {"ratio": 0.3}, {"ratio": 0.5, "pattern": "2of4"}, {"threshold": 0.1}])
+def test_weights_without_elements_are_left_alone(options: dict[str, Any]) -> None:
+    text = "m (float[N,16] x) => (float[N,8] y, float[N,0] z) { y = MatMul(x, w)  z = MatMul(x, e) }"
+    model = model_of(text, w=random(16, 8), e=np.zeros((16, 0), np.float32))
+    report = run(model, **options)
+    assert report.skipped == (Skip("e", "it has no elements"),)

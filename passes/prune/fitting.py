@@ -23,6 +23,8 @@ def fitting(weights: Sequence[Weight], pattern: Pattern) -> tuple[list[Weight], 
 
 def _misfit(weight: Weight, pattern: Pattern) -> str:
     """Return why a pattern does not fit a weight, or an empty text."""
+    if weight.size == 0:
+        return "it has no elements"
     if not isinstance(pattern, Blocks | NofM):
         return ""
     layout = weight.layout

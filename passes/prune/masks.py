@@ -8,18 +8,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from graphopt.base import PassReport, Skip
 from graphopt.compensate import NofM, Pattern
 from graphopt.compensate.patterns import fraction
 from graphopt.context import Context
 from graphopt.evaluate.error import OutputError
-from graphopt.ir.graph import constants, payload
+from graphopt.ir.graph import constants
 from graphopt.layers import linear_layers
-from graphopt.macs import Shape, node_macs
 from graphopt.model import Model
 from graphopt.passes.prune.allocate import RATIOS, Curve, energy_curve, share_out
+from graphopt.passes.prune.costs import costs_of
 from graphopt.passes.prune.fitted import Method, fit_sites, site_losses
 from graphopt.passes.prune.fitting import fitting
 from graphopt.passes.prune.options import NEED_SAMPLES, parse_pattern
@@ -27,7 +26,6 @@ from graphopt.passes.prune.plain import Scorer, count_zeros, zero_all_but, zero_
 from graphopt.passes.prune.search import Snapshot, furthest
 from graphopt.passes.prune.sites import Site, sites_of
 from graphopt.passes.prune.weights import Weight, find_weights
-from graphopt.shapes import shapes_for
 
 if TYPE_CHECKING:
     from graphopt.passes.prune.prune import Prune
@@ -208,14 +206,8 @@ class Pruner:
 
     @cached_property
     def _costs(self) -> list[float]:
-        """Return what each weight costs in the unit of the ratio."""
-        if self.options.of == "weights":
-            return [float(weight.size) for weight in self.weights]
-        if self.options.of == "bytes":
-            return [float(weight.size * np.dtype(weight.constant.dtype).itemsize) for weight in self.weights]
-        feeds = next(iter(self.context.samples)) if self.context.samples else None
-        shapes = shapes_for(self.model, feeds)
-        return [float(sum(_macs(node, shapes) for node in weight.users)) for weight in self.weights]
+        """What each weight costs in the unit of the ratio."""
+        return costs_of(self.weights, self.options.of, self.model, self.context.samples)
 
     @property
     def _is_plain(self) -> bool:
@@ -238,16 +230,6 @@ class Pruner:
 def _looks_at_inputs(options: Prune) -> bool:
     """Whether samples would change anything."""
     return options.threshold is None and (options.reconstruct or options.criterion in NEED_SAMPLES)
-
-
-def _macs(node: gs.Node, shapes: Mapping[str, Shape]) -> int:
-    """Return the MACs of a node; none where they are unknown: nothing is known to be saved there."""
-
-    def shape_of(tensor: gs.Tensor) -> Shape | None:
-        return tuple(payload(tensor).shape) if isinstance(tensor, gs.Constant) else shapes.get(tensor.name)
-
-    macs = node_macs(node, shape_of)
-    return 0 if macs is None else macs
 
 
 def _notes(metrics: Mapping[str, float]) -> tuple[str, ...]:
