@@ -24,6 +24,7 @@ from graphopt.model import Model
 from graphopt.passes.quant.store import WeightStore
 from graphopt.passes.quant.units import QUANTIZERS, name_of
 from graphopt.passes.quant.weights import QuantizedWeight, quantize_rows, quantize_weight
+from graphopt.runtime.hazards import carried_into_bodies
 from graphopt.targets import Target
 
 _FLOAT32 = np.dtype(np.float32)
@@ -191,6 +192,7 @@ def quantize_dynamic(model: Model, sites: Collection[DynamicSite], store: Weight
 class _Writer:
     def __init__(self, model: Model, store: WeightStore) -> None:
         self._taken = tensor_names(model.graph)
+        self._carried = carried_into_bodies(model.graph)
         self._store = store
         self._inputs: dict[tuple[int, int], tuple[gs.Tensor, gs.Tensor, gs.Tensor]] = {}
         self._weights: dict[tuple[int, int], tuple[gs.Constant, gs.Constant, gs.Constant]] = {}
@@ -224,7 +226,11 @@ class _Writer:
         codes, scale, zero = self._weights[key]
         rows = self._variable(f"{output.name}_codes", np.int8)
         node.inputs[0], node.outputs[0] = codes, rows
-        self._append("DequantizeLinear", [rows, scale, zero], [output], axis=-1)
+        restored = output
+        if id(output) in self._carried:  # ONNX Runtime would crash, but for a Max of one input
+            restored = self._variable(f"{output.name}_dequantized", np.float32)
+            self._finish("Max", [restored], output)
+        self._append("DequantizeLinear", [rows, scale, zero], [restored], axis=-1)
 
     def lstm(self, site: DynamicSite) -> None:
         """LSTM: the operator takes the weights transposed, [directions, inputs, 4 * hidden], and their scales."""
