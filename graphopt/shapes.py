@@ -22,7 +22,7 @@ from graphopt.model import Model
 
 Shape = tuple[int | str | None, ...]
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
-_VAGUE = frozenset({"none", "null", "unk", "unknown", "dyn", "dynamic", "dim", "any"})
+VAGUE_SYMBOLS = frozenset({"none", "null", "unk", "unknown", "dyn", "dynamic", "dim", "any"})  # in lower case
 _NUMBERED = re.compile(r"[A-Za-z_][\w.]*\d")  # such as DynamicDimension.0
 _REFUSALS = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError)
 
@@ -180,7 +180,7 @@ def _doubt_symbols(graph: onnx.GraphProto) -> None:
             for dim in info.type.tensor_type.shape.dim:
                 symbol = dim.dim_param
                 named = symbol.isidentifier() or _NUMBERED.fullmatch(symbol) is not None
-                if not named or symbol.lower() in _VAGUE:
+                if not named or symbol.lower() in VAGUE_SYMBOLS:
                     dim.ClearField("dim_param")
 
 

@@ -10,11 +10,10 @@ import onnx
 
 from graphopt.errors import SampleError
 from graphopt.model import Interface, TensorSpec
+from graphopt.shapes import VAGUE_SYMBOLS
 
 Feeds = Mapping[str, Any]
 """By input name an array; for inputs that are no tensors a list, a dict or None."""
-
-_VAGUE = frozenset({"none", "null", "unk", "unknown", "dyn", "dynamic", "dim", "any"})
 
 
 class Fit:
@@ -88,7 +87,7 @@ def is_fixed(size: int | str | None) -> bool:
 
 def names_a_size(size: int | str | None) -> bool:
     """Whether equal symbols mean equal sizes, which "?" or "unk" do not say."""
-    return isinstance(size, str) and any(char.isalnum() for char in size) and size.lower() not in _VAGUE
+    return isinstance(size, str) and any(char.isalnum() for char in size) and size.lower() not in VAGUE_SYMBOLS
 
 
 def _value(spec: TensorSpec, value: Any, where: str) -> Any:
