@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
-from graphopt.ir.graph import Payload, constants, payload, payload_bytes, walk_graphs, walk_nodes
+from graphopt.ir.graph import Payload, constants, payload, payload_bytes, walk_nodes
 from graphopt.model import Model
 from graphopt.passes.pack.allocate import allocate
 from graphopt.passes.pack.automatic import round_within_limit
 from graphopt.passes.pack.floats import Floats, Rounded
-from graphopt.passes.pack.forms import STORED, Form, forms
+from graphopt.passes.pack.forms import Form, forms
+from graphopt.passes.pack.loading import compare_loading, describe
 from graphopt.passes.pack.sizemode import SizeMode
 from graphopt.passes.pack.storage import Store
+from graphopt.passes.pack.unfit import unfit_constants
+from graphopt.passes.pack.unpack import unpack
 from graphopt.runtime.session import CPU, available_providers, op_counts, optimized_model
 
 _OPSET = 7  # Add and Mul broadcast like numpy's
+_MEASURED = 2**20, 2**29  # bytes of packed weights for which the opening is timed; of more it takes too long
 _IR_VERSION = 4  # before it, every weight must be listed as an input too
 
 
@@ -123,6 +126,7 @@ class _Run:
         if store.packed:
             self._raise_ir_version()
             self._prove(store, plain)
+            self._measure_loading(store)
         if not store.packed:
             for constant in found:
                 _restore(constant, originals)
@@ -200,6 +204,19 @@ class _Run:
             self._skipped.append(Skip("model", f"with packed weights ONNX Runtime would run other nodes: {dict(new)}"))
             store.take_back(store.packed)
 
+    def _measure_loading(self, store: Store) -> None:
+        """Note what opening the model takes beside the plain one; of small models, nobody would notice."""
+        nbytes = sum(payload_bytes(packed.constant) for packed in store.packed)
+        if not _MEASURED[0] <= nbytes <= _MEASURED[1]:
+            return
+        plain = self._model.copy()
+        unpack(plain)
+        found = compare_loading(plain, self._model)
+        if found is None:
+            self._notes.append("what opening the model takes could not be measured: a process of its own failed")
+            return
+        self._notes.append(describe(*found))
+
     def _optimized(self) -> Counter[str]:
         return op_counts(self._optimized_proto())
 
@@ -211,35 +228,3 @@ class _Run:
 def _restore(constant: gs.Constant, originals: Mapping[int, Payload]) -> None:
     if payload(constant) is not originals[id(constant)]:
         constant.values = originals[id(constant)]
-
-
-def unfit_constants(graph: gs.Graph, found: Iterable[gs.Constant]) -> list[tuple[gs.Constant, str]]:
-    """Return the constants that stay plain whatever their values are, each with the reason."""
-    shown = {id(tensor) for scope in walk_graphs(graph) for tensor in scope.outputs}
-    computed = _computed_at_load(graph)
-    reasons = []
-    for constant in found:
-        if id(constant) in shown:
-            reasons.append((constant, "it is a graph output"))
-        elif constant.dtype not in STORED:
-            reasons.append((constant, f"there is no decoder for {np.dtype(constant.dtype)}"))
-        elif id(constant) in computed:
-            reasons.append((constant, "what it feeds is computed at load already"))
-    return reasons
-
-
-def _computed_at_load(graph: gs.Graph) -> set[int]:
-    """Return the ids of the constants that feed a node all of whose inputs are constant; quantization is no such node.
-
-    Decoders are of this kind, so they are not packed again.
-    """
-    known: set[int] = set()
-    found: set[int] = set()
-    for node in walk_nodes(graph):
-        if node.op in ("DequantizeLinear", "QuantizeLinear") or not node.inputs:
-            continue
-        inputs = [tensor for tensor in node.inputs if not tensor.is_empty()]
-        if all(isinstance(tensor, gs.Constant) or id(tensor) in known for tensor in inputs):
-            known.update(id(tensor) for tensor in node.outputs)
-            found.update(id(tensor) for tensor in inputs)
-    return found
