@@ -1,9 +1,11 @@
 """Pack the models of a folder in several modes and tabulate size, load time, latency and metric.
 
-    python -m benchmarks.storage FOLDER [--only GLOB] [--mode SPEC]... [--max-drop 1%] [--json FILE] [--markdown FILE]
+    python -m benchmarks.storage FOLDER [--only GLOB] [--mode SPEC]... [--max-drop 1%] [--add JSON]... [--json FILE]
+        [--markdown FILE]
 
-Layout of FOLDER as for `benchmarks.zoo`. Load time and peak memory are those of a fresh process that imports only
-onnxruntime and opens the file; the latency ratio is graphopt's own, paired.
+Layout of FOLDER as for `benchmarks.zoo`. `--add` puts results of earlier runs into the table, so that one model can be
+measured at a time. Load time and peak memory are those of a fresh process that imports only onnxruntime and opens the
+file; the latency ratio is graphopt's own, paired.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ class Result:
 @click.option("--mode", "modes", multiple=True, default=MODES, show_default=True, help="Pipeline; may be repeated.")
 @click.option("--evaluator", "assigned", multiple=True, help="NAME=X: judge model NAME with eval_X.py.")
 @click.option("--max-drop", default="1%", show_default=True)
+@click.option("--add", "earlier", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
 def main(
@@ -79,12 +82,13 @@ def main(
     modes: tuple[str, ...],
     assigned: tuple[str, ...],
     max_drop: str,
+    earlier: tuple[Path, ...],
     json_file: Path | None,
     markdown: Path | None,
 ) -> None:
     """Pack every model of FOLDER in every mode and print a table."""
     evaluators = dict(item.split("=", 1) for item in assigned)
-    results: list[Result] = []
+    results = [result for path in earlier for result in read(path)]
     with tempfile.TemporaryDirectory() as scratch:
         for model in sorted((folder / "models").glob("*.onnx")):
             if not fnmatch.fnmatch(model.stem, only):
@@ -101,6 +105,19 @@ def main(
         markdown.write_text(table + "\n")
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+
+
+def read(path: Path) -> list[Result]:
+    """Return the results that `--json` has written."""
+    return [
+        Result(
+            item["mode"],
+            Row(**item["row"]),
+            Loading(**item["before"]),
+            None if item["after"] is None else Loading(**item["after"]),
+        )
+        for item in json.loads(path.read_text())
+    ]
 
 
 def loading(model: Path) -> Loading:
@@ -136,8 +153,22 @@ def line(result: Result) -> str:
 
 def render(results: Iterable[Result], max_drop: str) -> str:
     """Return the Markdown table."""
+    results = list(results)
     head = "| model | passes | file | zstd | load time | load memory | latency (95 %) | metric | steps |"
-    return "\n".join((f"`--max-drop {max_drop}`", "", head, "|" + "---|" * 9, *(line(result) for result in results)))
+    table = (f"`--max-drop {max_drop}`", "", head, "|" + "---|" * 9, *(line(result) for result in results))
+    return "\n".join((*table, "", *means(results)))
+
+
+def means(results: Iterable[Result]) -> list[str]:
+    """Return one line a mode: how much smaller its files are, on geometric average."""
+    ratios: dict[str, list[float]] = {}
+    for result in results:
+        if result.row.after_bytes:
+            ratios.setdefault(result.mode, []).append(result.row.before_bytes / result.row.after_bytes)
+    return [
+        f"`{mode}`: 1/{statistics.geometric_mean(found):.2f} of the file, geometric mean of {len(found)} models"
+        for mode, found in ratios.items()
+    ]
 
 
 if __name__ == "__main__":
