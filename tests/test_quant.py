@@ -13,7 +13,10 @@ from graphopt.api import compress
 from graphopt.errors import UsageError
 from graphopt.ir.graph import constants, walk_nodes
 from graphopt.model import Model
+from graphopt.passes.quant.fit import fit_weights
 from graphopt.passes.quant.ranges import affine, choose_range, squared_error
+from graphopt.passes.quant.store import WeightStore
+from graphopt.passes.quant.units import find_units
 from graphopt.passes.quant.weights import (
     least_scale,
     quantize_bias,
@@ -21,8 +24,12 @@ from graphopt.passes.quant.weights import (
     quantize_tensor,
     quantize_weight,
     saturates,
+    to_rows,
 )
 from graphopt.runtime.session import op_counts, open_session, optimized_model
+from graphopt.samples import open_samples
+from graphopt.shapes import infer_shapes
+from graphopt.targets import get_target
 
 RNG = np.random.default_rng(11)
 
@@ -270,3 +277,22 @@ def test_the_limit_decides_how_much_is_quantized() -> None:
     assert loose.report.steps[-1].outcome == "accepted"
     assert tight.report.steps[-1].outcome != "accepted"
     assert tight.report.drop.value == 0
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_fitted_weights_change_outputs_less_than_the_nearest(pairs: bool) -> None:
+    model = build(MATRIX.replace("512", "64").replace("256", "32"))
+    mixing = RNG.normal(size=(64, 64)) * np.geomspace(1, 0.01, 64)
+    data = [{"x": np.asarray(item["x"] @ mixing.T, np.float32)} for item in feeds((512, 64))]
+    infer_shapes(model)
+    (unit,), _ = find_units(model.graph, get_target("cpu-avx2"), model.opset)
+    store = WeightStore(pairs)
+    assert unit.weight is not None
+    near = store.weight(unit)
+    (fitted,) = fit_weights(model, [unit], store, open_samples(data, model.interface)).values()
+    assert not pairs or not saturates(to_rows(fitted.values, 1), "even")
+    np.testing.assert_array_equal(near.scale, fitted.scale)
+    read = np.concatenate([item["x"] for item in data])
+    lost = [np.square(read @ (weight.restored() - unit.weight.values)).sum(axis=0) for weight in (near, fitted)]
+    assert (lost[1] <= lost[0] * 1.001).all(), "a row is never worse"
+    assert lost[1].sum() < 0.7 * lost[0].sum()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
-from graphopt.ir.exporter import unique_name
-from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 from graphopt.model import Model
 from graphopt.observe import ChannelMean, Histogram, Observations, Observer, Statistic
 from graphopt.passes.quant.placement import Placement, shared_parameters
 from graphopt.passes.quant.ranges import Affine, RangeMethod, affine, choose_range
 from graphopt.passes.quant.units import Unit
 from graphopt.passes.quant.weights import QuantizedWeight
-from graphopt.shapes import infer_shapes
 
 
 @dataclass(frozen=True)
@@ -118,36 +114,6 @@ def bias_shift(unit: Unit, weight: QuantizedWeight, calibration: Calibration) ->
     return _response(unit, np.asarray(unit.weight.values, np.float64) - weight.restored(), mean)
 
 
-def input_shifts(
-    model: Model, units: Iterable[Unit], parameters: Mapping[str, Affine], calibration: Calibration
-) -> dict[int, np.ndarray]:
-    """Return what rounding the inputs takes from the mean of each output, float64 [channels], by unit position.
-
-    Channels that are small against the range of their tensor round to the same few integers, which moves their mean by
-    E[x] - E[x']; the mean output moves by W times that. It takes another run over the samples, of a copy of the model
-    in which each input is rounded on the side.
-
-    Args:
-        model: The float model.
-        units: Units with a place for a bias are looked at.
-        parameters: Of their inputs.
-        calibration: Statistics of the model.
-    """
-    weighted = [unit for unit in units if unit.weight is not None and unit.node.op != "MatMul"]
-    probed = model.copy()
-    infer_shapes(probed)
-    names = _round_aside(probed.graph, {unit.inputs[0].name: parameters[unit.inputs[0].name] for unit in weighted})
-    requests = {names[unit.inputs[0].name]: [ChannelMean(channel_axis(unit))] for unit in weighted}
-    found = calibration.observer.observe(probed, requests)
-    shifts = {}
-    for unit in weighted:
-        name, axis = unit.inputs[0].name, channel_axis(unit)
-        moved = calibration.observations.mean(name, axis) - found.mean(names[name], axis)
-        assert unit.weight is not None
-        shifts[unit.position] = _response(unit, np.asarray(unit.weight.values, np.float64), moved)
-    return shifts
-
-
 def _response(unit: Unit, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Return the mean output of a unit with a given weight for a mean input, [channels]."""
     if unit.node.op != "Conv":
@@ -156,24 +122,6 @@ def _response(unit: Unit, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
     taps = weight.reshape(outputs, per_group, -1).sum(axis=2)
     group = np.arange(outputs) * (len(mean) // per_group) // outputs
     return np.asarray(np.einsum("oi,oi->o", taps, mean.reshape(-1, per_group)[group]))
-
-
-def _round_aside(graph: gs.Graph, parameters: Mapping[str, Affine]) -> dict[str, str]:
-    """Add a rounded twin of each tensor that nobody reads; return the twins' names."""
-    taken = tensor_names(graph)
-    tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
-    tensors.update({tensor.name: tensor for tensor in graph.inputs})
-    names = {}
-    for name, affine_ in parameters.items():
-        source = tensors[name]
-        scale = Constant(unique_name("round/scale", taken), np.asarray(affine_.scale, np.float32))
-        zero = Constant(unique_name("round/zero", taken), np.asarray(affine_.zero_point, np.uint8))
-        codes = Variable(unique_name("round/codes", taken), dtype=np.dtype(np.uint8), shape=source.shape)
-        twin = Variable(unique_name("round/twin", taken), dtype=np.dtype(np.float32), shape=source.shape)
-        graph.nodes.append(Node("QuantizeLinear", codes.name, inputs=[source, scale, zero], outputs=[codes]))
-        graph.nodes.append(Node("DequantizeLinear", twin.name, inputs=[codes, scale, zero], outputs=[twin]))
-        names[name] = twin.name
-    return names
 
 
 def _add(requests: list[Statistic], statistic: Statistic) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graphopt.ir.exporter import unique_name
@@ -12,20 +12,22 @@ from graphopt.model import Model
 from graphopt.passes.quant.audit import Audit, audit
 from graphopt.passes.quant.balance import Balance, read_outside, saved_bytes
 from graphopt.passes.quant.blocks import quantize_blocks
-from graphopt.passes.quant.calibrate import Calibration, bias_shift, input_shifts
+from graphopt.passes.quant.calibrate import Calibration, bias_shift
 from graphopt.passes.quant.costs import measured_costs
 from graphopt.passes.quant.dynamic import DynamicSite, quantize_dynamic, site_size, sites_in
 from graphopt.passes.quant.errors import OutputError
+from graphopt.passes.quant.fit import fit_weights
 from graphopt.passes.quant.forms import Plan
 from graphopt.passes.quant.insert import insert
 from graphopt.passes.quant.opset import PER_CHANNEL
 from graphopt.passes.quant.placement import Placement, place
 from graphopt.passes.quant.ranges import METHODS, Affine, RangeMethod
-from graphopt.passes.quant.store import WeightStore
+from graphopt.passes.quant.store import WeightStore, weight_key
 from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
 from graphopt.passes.quant.twins import block_twin, site_twin, tensor_roundings, unit_twin
 from graphopt.passes.quant.units import Unit, outputs_of_scopes, units_in
 from graphopt.runtime.profile import NodeTime
+from graphopt.samples import Samples
 from graphopt.targets import Target
 
 
@@ -73,6 +75,7 @@ class Workshop:
         units: What can run in integers with fixed ranges.
         sites: What can run in integers with ranges found at run time.
         calibration: Statistics; None without samples.
+        samples: What weights are fitted on; None without.
     """
 
     model: Model
@@ -80,9 +83,9 @@ class Workshop:
     units: Sequence[Unit]
     sites: Sequence[DynamicSite]
     calibration: Calibration | None
+    samples: Samples | None = None
     _store: WeightStore = field(init=False)
     _sizes: dict[str, int] = field(init=False)
-    _corrected: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self._store = WeightStore(self.pairs, per_channel=self.model.opset >= PER_CHANNEL)
@@ -125,17 +128,17 @@ class Workshop:
         """Return the parameters of every stored tensor."""
         return self.calibration.parameters(placement, self.units, method) if self.calibration is not None else {}
 
-    def correct_means(self, plan: Plan) -> bool:
-        """Let biases also take up what rounding the inputs does to the mean of the outputs; whether that is news."""
-        if self._corrected == plan.ranges or self.calibration is None or not plan.static:
+    def fit_weights(self, positions: Collection[int]) -> bool:
+        """Fit the weights of some units to what their layers read; whether there were any."""
+        chosen = [unit for unit in self.units if unit.position in positions and unit.weight is not None]
+        if not chosen or self.samples is None:
             return False
-        placement = self.placement(plan)
-        self._correct(placement)
-        shifts = input_shifts(self.model, placement.units, self.parameters(placement, plan.ranges), self.calibration)
-        for position, shift in shifts.items():
-            self._store.bias_shift[position] = self._store.bias_shift[position] + shift
-        self._corrected = plan.ranges
-        return True
+        found = fit_weights(self.model, chosen, self._store, self.samples)
+        self._store.fitted = {**self._store.fitted, **found}
+        for unit in self.units:  # their corrections were for other integers
+            if unit.weight is not None and weight_key(unit) in found:
+                self._store.bias_shift.pop(unit.position, None)
+        return bool(found)
 
     def write(self, plan: Plan) -> Written:
         """Make the model of a plan, whatever the runtime makes of it."""

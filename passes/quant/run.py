@@ -175,7 +175,7 @@ class Run:
             self._skip(skipped)
             if self._context.observer is None and sites and options.mode != "blocks":
                 self._notes.append(_NO_DATA)
-        return Workshop(base, target, units, sites, calibration)
+        return Workshop(base, target, units, sites, calibration, self._context.samples)
 
     def _static_units(self, model: Model) -> tuple[list[Unit], Calibration | None]:
         if model.opset < PER_TENSOR:

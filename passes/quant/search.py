@@ -24,6 +24,7 @@ _MEASURED = 64  # runs that tell where the error comes from, about
 _TRIES = 5  # plans with nodes left float whose loss is measured
 _EASED = 1.6  # times the error that held the limit may hold it as well; so much more is tried
 _COVERED = 0.9  # of the error of tensors is looked at for better ranges
+_HEAVY = 0.1  # of the error caused by weights is worth fitting them
 _RANGES = 8  # tensors that other ranges are tried for
 
 
@@ -143,12 +144,19 @@ class Search:
         plan = item.candidate.plan
         with self.workshop.switchboard(plan, error) as board:
             harms = attribute(board.roundings, board.error, _MEASURED)
-            if self._choose_ranges(plan, board, harms):
+            if self._refined(plan, board, harms):
                 candidate = self.workshop.make(plan)
                 failed = Judged(candidate, self.measure_drop(candidate.model), item.latency, item.left)
                 if self._holds(failed.drop):
                     return failed
         return self._thinned(failed, harms)
+
+    def _refined(self, plan: Plan, board: Switchboard, harms: dict[Rounding, float]) -> bool:
+        """Fit weights and choose ranges again, each where it can help; whether anything changed."""
+        weights = {item.position: harm for item, harm in harms.items() if not item.tensor and not item.at_run_time}
+        heavy = sum(weights.values()) >= _HEAVY * sum(harms.values())
+        fitted = heavy and self.workshop.fit_weights({position for position, harm in weights.items() if harm > 0})
+        return self._choose_ranges(plan, board, harms) or fitted
 
     def _choose_ranges(self, plan: Plan, board: Switchboard, harms: dict[Rounding, float]) -> bool:
         """Try other ranges for the tensors that harm most; whether any is better.
