@@ -448,3 +448,22 @@ def test_high_ratios_are_reached_in_rounds_that_rank_afresh(monkeypatch: pytest.
     assert macs[1] is not None
     assert report.metrics["macs_left"] == pytest.approx(macs[0] / macs[1])
     assert macs[0] / macs[1] <= 0.3
+
+
+def test_auto_stays_within_its_part_of_the_limit() -> None:
+    model = WIDE.model()
+    samples = random_samples(model.interface, count=16)
+    target = get_target("cpu")
+    evaluator = Evaluator(model, target, samples=samples)
+    context = Context(target, evaluator, samples, max_drop=0.4)
+    left = []
+    for budget in (0.1, 1.0):
+        smaller = model.copy()
+        infer_shapes(smaller)
+        report = Prune(pattern="channels", of="macs", budget=budget).run(smaller, context)
+        clean(smaller.graph)
+        drop = evaluator.drop(smaller)
+        assert drop is not None
+        assert drop.within(budget * context.max_drop)
+        left.append(report.metrics.get("macs_left", 1.0))
+    assert left[1] < left[0]

@@ -103,7 +103,7 @@ def carry_out(plan: Plan, model: Model, ratio: float, context: Context, options:
 
 
 def _as_far_as_allowed(model: Model, plan: Plan, context: Context, options: Prune) -> PassReport:
-    """Remove as much as the limit on the loss allows, found by bisection over finished models."""
+    """Remove as much as its part of the limit on the loss allows, found by bisection over finished models."""
     best: tuple[Model, PassReport] | None = None
     low, high = 0.0, _MOST
     for _ in range(_HALVINGS):
@@ -112,7 +112,7 @@ def _as_far_as_allowed(model: Model, plan: Plan, context: Context, options: Prun
         report = carry_out(plan, candidate, ratio, context, options)
         clean(candidate.graph)
         drop = context.evaluator.drop(candidate)
-        if drop is not None and drop.within(context.max_drop):
+        if drop is not None and drop.within(options.budget * context.max_drop):
             low, best = ratio, (candidate, report)
         else:
             high = ratio
