@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from graphopt.compensate import Pattern
 from graphopt.compensate.problem import SparseProblem
 from graphopt.context import Context
+from graphopt.ir.graph import Payload
 from graphopt.model import Model
 from graphopt.moments import Pair, PairedMoments, layer_moments, paired_moments
 from graphopt.passes.prune.levels import levels
 from graphopt.passes.prune.regularize import problem_of
 from graphopt.passes.prune.scores import score_of
+from graphopt.passes.prune.search import Snapshot
 from graphopt.passes.prune.sites import Evidence, Site, evidence_of
 from graphopt.samples import Samples
 from graphopt.walk import Walk
@@ -38,21 +41,26 @@ class Method:
         criterion: Its name.
         reconstruct: Whether what stays is fitted to the original outputs.
         rng: Returns the generator for a weight's name.
-        rough: Whether it is a trial: in one stage, on fewer samples, and without the last step of the fit.
     """
 
     pattern: Pattern
     criterion: str
     reconstruct: bool
     rng: Callable[[str], np.random.Generator]
-    rough: bool = False
 
-    def solve(self, problem: SparseProblem, ratio: float, name: str) -> np.ndarray:
-        """Return the sparse weights of a layer, [groups, rows, inputs]; the name is the weight's."""
+    def solve(self, problem: SparseProblem, ratio: float, name: str, *, rough: bool = False) -> np.ndarray:
+        """Return the sparse weights of a layer, [groups, rows, inputs].
+
+        Args:
+            problem: The layer.
+            ratio: Fraction that goes.
+            name: Of the weight.
+            rough: Whether the last step of the fit is left out, as in trials.
+        """
         if self.criterion == "obs" and self.reconstruct:
-            return problem.fit(ratio, refit=not self.rough)
+            return problem.fit(ratio, refit=not rough)
         score = score_of(self.criterion, self.pattern, self.rng(name))
-        return problem.masked(ratio, score, refit=self.reconstruct and not self.rough)
+        return problem.masked(ratio, score, refit=self.reconstruct and not rough)
 
 
 def fit_sites(
@@ -72,10 +80,7 @@ def fit_sites(
         context: Samples and progress.
     """
     assert context.samples is not None
-    samples = context.samples.take(min(_TRIAL_SAMPLES if method.rough else _SAMPLES, len(context.samples)))
-    if method.rough:
-        stream = _moments(original, model, [site for site, _ in work], samples, context)
-        return _fit_all(work, stream, method, inherited=False)
+    samples = context.samples.take(min(_SAMPLES, len(context.samples)))
     left_out = 0
     with Walk(original, model, samples, context.progress) as walk:
         for stage in _in_stages(model, work):
@@ -84,18 +89,9 @@ def fit_sites(
             near = ([found] for found in walk.moments([site.layers[0] for site, _ in single]))
             far = _moments(original, model, [site for site, _ in shared], samples, context)
             for part, stream in ((single, near), (shared, far)):
-                left_out = max(left_out, _fit_all(part, stream, method, inherited=True))
-    return left_out
-
-
-def _fit_all(
-    work: Sequence[tuple[Site, float]], stream: Iterator[list[PairedMoments]], method: Method, *, inherited: bool
-) -> int:
-    """Prune sites by the moments of their layers, in place; return how many samples no moment holds."""
-    left_out = 0
-    for (site, ratio), found in zip(work, stream, strict=True):
-        _fit(site, ratio, found, method, inherited=inherited)
-        left_out = max(left_out, *(moments.left_out for moments in found))
+                for (site, ratio), found in zip(part, stream, strict=True):
+                    _fit(site, ratio, found, method)
+                    left_out = max(left_out, *(moments.left_out for moments in found))
     return left_out
 
 
@@ -108,34 +104,63 @@ def _moments(
     return ([next(stream) for _ in site.layers] for site in sites)
 
 
-def _fit(site: Site, ratio: float, found: Sequence[PairedMoments], method: Method, *, inherited: bool) -> None:
-    """Prune one site, in place."""
+def _fit(site: Site, ratio: float, found: Sequence[PairedMoments], method: Method) -> None:
+    """Prune one site, in place; it makes up for what it inherits where that can be told."""
     known = site.knows_biases and all(moments.count for moments in found)
-    inherited = inherited and method.reconstruct and known
-    evidence = evidence_of(site, found, inherited=inherited)
-    problem = problem_of(site.present(), evidence, method.pattern)
-    site.write(method.solve(problem, ratio, site.weight.name), found[0], inherited=inherited)
+    inherited = method.reconstruct and known
+    problem = problem_of(site.present(), evidence_of(site, found, inherited=inherited), method.pattern)
+    solved = method.solve(problem, ratio, site.weight.name)
+    site.write(solved, found[0].mean, found[0].target_mean if inherited else None)
 
 
 def site_losses(
     model: Model, sites: Iterable[Site], method: Method, ratios: Sequence[float], context: Context
 ) -> dict[int, tuple[list[float], float]]:
     """Return what each site loses at each ratio, with the energy of its outputs, by id of its constant."""
+    found = {}
+    for site, problem, _ in _alone(model, sites, method, context):
+        energy = problem.loss(np.zeros_like(problem.target))
+        found[id(site.weight.constant)] = problem.losses(ratios), energy
+    return found
+
+
+def trials(
+    model: Model, work: Sequence[tuple[Site, Sequence[float]]], method: Method, context: Context
+) -> list[Snapshot]:
+    """Return weights pruned roughly, each site by itself, as snapshots that can be put into the model.
+
+    Args:
+        model: Stays as it is.
+        work: Sites, each with its ratio in every trial; 0 leaves it as it is.
+        method: How.
+        context: Samples and progress.
+    """
+    held: list[list[tuple[gs.Constant, Payload]]] = [[] for _ in work[0][1]]
+    ratios = {id(site): parts for site, parts in work}
+    for site, problem, mean in _alone(model, [site for site, _ in work], method, context):
+        before = Snapshot.of(site.constants)
+        for trial, ratio in zip(held, ratios[id(site)], strict=True):
+            if ratio > 0:
+                site.write(method.solve(problem, ratio, site.weight.name, rough=True), mean)
+                trial.extend(Snapshot.of(site.constants).held)
+                before.restore()
+    return [Snapshot(tuple(trial)) for trial in held]
+
+
+def _alone(
+    model: Model, sites: Iterable[Site], method: Method, context: Context
+) -> Iterator[tuple[Site, SparseProblem, np.ndarray]]:
+    """Yield each site as a problem of its own, by what its first layer reads, with the mean of that."""
     assert context.samples is not None
     samples = context.samples.take(min(_TRIAL_SAMPLES, len(context.samples)))
     first = {id(site.layers[0].node): site for site in sites}
-    found = {}
-    for moments in layer_moments(
-        model, [site.layers[0] for site in first.values()], samples, progress=context.progress
-    ):
+    layers = [site.layers[0] for site in first.values()]
+    for moments in layer_moments(model, layers, samples, progress=context.progress):
         site = first[id(moments.layer.node)]
         second = moments.second if site.bias is None else moments.covariance
         order, present = site.columns, site.present()
         evidence = Evidence(second[..., order[:, None], order], np.zeros(present.shape), _EVIDENCE * len(order))
-        problem = problem_of(present, evidence, method.pattern)
-        energy = problem.loss(np.zeros_like(problem.target))
-        found[id(site.weight.constant)] = problem.losses(ratios), energy
-    return found
+        yield site, problem_of(present, evidence, method.pattern), moments.mean
 
 
 def _in_stages(model: Model, work: Sequence[tuple[Site, float]]) -> list[list[tuple[Site, float]]]:

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from graphopt.base import PassReport, Skip
-from graphopt.compensate import NofM, Pattern
-from graphopt.compensate.patterns import fraction
 from graphopt.context import Context
-from graphopt.evaluate.error import OutputError
-from graphopt.ir.graph import constants
-from graphopt.layers import linear_layers
 from graphopt.model import Model
-from graphopt.passes.prune.allocate import RATIOS, Curve, energy_curve, share_out
-from graphopt.passes.prune.costs import costs_of
-from graphopt.passes.prune.fitted import Method, fit_sites, site_losses
 from graphopt.passes.prune.fitting import fitting
 from graphopt.passes.prune.options import NEED_SAMPLES, parse_pattern
-from graphopt.passes.prune.plain import Scorer, count_zeros, zero_all_but, zero_below, zero_smallest
-from graphopt.passes.prune.search import Snapshot, furthest
-from graphopt.passes.prune.sites import Site, sites_of
-from graphopt.passes.prune.weights import Weight, find_weights
+from graphopt.passes.prune.plain import count_zeros
+from graphopt.passes.prune.pruner import Pruner
+from graphopt.passes.prune.search import Snapshot
+from graphopt.passes.prune.weights import find_weights
 
 if TYPE_CHECKING:
     from graphopt.passes.prune.prune import Prune
-
-_JUDGES = 16  # samples on which ways to share out a ratio are compared
-_BLENDS = (1.0, 0.5, 0.0)  # of the ratios by loss with equal ones: what layers lose themselves is not all that counts
-_FEW = 8  # weights; where there are fewer, blends are not worth their time
 
 
 def prune_masks(model: Model, context: Context, options: Prune) -> PassReport:
@@ -74,162 +58,6 @@ def _objection(model: Model, options: Prune, context: Context) -> str:
     if searches and not context.samples and context.evaluator.drop(model) is None:
         return "ratio=auto is found by the loss on samples or by a metric, and there is neither; give a ratio"
     return ""
-
-
-@dataclass(eq=False)
-class Pruner:
-    """One run of the pass over its weights.
-
-    Attributes:
-        model: What is pruned, in place.
-        original: What it was before; the model itself if nothing is fitted to it.
-        context: Surroundings.
-        options: Of the pass.
-        pattern: Where zeros may stand.
-        weights: Weights that the pattern fits.
-        sites: Those among them that are fitted to what their layers read, by id of the constant.
-        left_out: Samples that could not be used, as not all that they give is finite.
-    """
-
-    model: Model
-    original: Model
-    context: Context
-    options: Prune
-    pattern: Pattern
-    weights: Sequence[Weight]
-    sites: dict[int, Site]
-    left_out: int = 0
-
-    @classmethod
-    def of(cls, model: Model, context: Context, options: Prune, pattern: Pattern, weights: Sequence[Weight]) -> Pruner:
-        """Return what is needed to prune a model in place."""
-        fitted = bool(context.samples) and _looks_at_inputs(options)
-        sites = sites_of(model, weights, linear_layers(model)) if fitted else {}
-        return cls(model, model.copy() if fitted else model, context, options, pattern, weights, sites)
-
-    def run(self) -> tuple[str, ...]:
-        """Prune in place; return what the user should know."""
-        if self.options.threshold is not None:
-            for weight in self.weights:
-                zero_below(weight, self.options.threshold, self._scorer)
-            return ()
-        if self.options.ratio == "auto":
-            search = (self._attempt, self.model, self._snapshot(), self._sparsity(), self.context, self.options.budget)
-            return furthest(*search)
-        if self.options.scope == "layer" or self._sparsity() < self.options.ratio:
-            self.prune(self.options.ratio, self._best_blend(self.options.ratio))
-        return ()
-
-    def prune(self, ratio: float, blend: float, *, rough: bool = False) -> None:
-        """Prune all weights together by a ratio, in place; roughly in a trial."""
-        if self.options.scope == "global" and self.options.of == "weights" and self._is_plain:
-            zero_smallest(self.weights, ratio, self._scorer)
-            return
-        work = []
-        for weight, part in zip(self.weights, self._ratios(ratio, blend), strict=True):
-            part = self.pattern.ratio if isinstance(self.pattern, NofM) and part > 0 else part
-            if count_zeros(weight) >= fraction(part, weight.size):
-                continue
-            site = self.sites.get(id(weight.constant))
-            if site is not None:
-                work.append((site, part))
-            elif isinstance(self.pattern, NofM):
-                zero_all_but(weight, self.pattern, self._scorer)
-            else:
-                zero_smallest([weight], part, self._scorer)
-        if work:
-            method = replace(self._method, rough=rough)
-            left_out = fit_sites(self.original, self.model, work, method, self.context)
-            self.left_out = max(self.left_out, left_out)
-
-    def _attempt(self, ratio: float, *, final: bool) -> None:
-        """Prune as a search asks for: roughly while it looks around."""
-        self.prune(ratio, self._best_blend(ratio) if final else 1.0, rough=not final)
-
-    def _ratios(self, ratio: float, blend: float) -> list[float]:
-        """Return the ratio of each weight: shared out by loss, blended with equal ones."""
-        if self.options.scope == "layer":
-            return [ratio] * len(self.weights)
-        if isinstance(self.pattern, NofM):
-            return share_out(self._curves, ratio)
-        return [blend * own + (1 - blend) * ratio for own in share_out(self._curves, ratio)]
-
-    def _best_blend(self, ratio: float) -> float:
-        """Return the blend whose model, pruned roughly, comes closest to the original's outputs."""
-        single = len(self.weights) < _FEW or isinstance(self.pattern, NofM)
-        if not self.sites or self.options.scope != "adaptive" or single:
-            return 1.0
-        assert self.context.samples is not None
-        judge = OutputError(self.original, self.context.samples.take(min(_JUDGES, len(self.context.samples))))
-        snapshot = self._snapshot()
-        errors = []
-        for blend in _BLENDS:
-            self.prune(ratio, blend, rough=True)
-            errors.append(judge(self.model))
-            snapshot.restore()
-        return _BLENDS[int(np.argmin(errors))]
-
-    def _snapshot(self) -> Snapshot:
-        return Snapshot.of((*constants(self.model.graph), *(weight.constant for weight in self.weights)))
-
-    def _sparsity(self) -> float:
-        """Return which part of the cost is zero already; where weights share a ratio, so are the remainders."""
-        left = 1 if len(self.weights) > 1 and self.options.scope != "layer" else 0
-        zeros = [(count + left if count else 0) / weight.size for weight, count in self._zeros()]
-        costs = self._costs
-        return float(np.dot(costs, np.minimum(zeros, 1)) / max(sum(costs), 1.0))
-
-    def _zeros(self) -> Iterator[tuple[Weight, int]]:
-        return ((weight, count_zeros(weight)) for weight in self.weights)
-
-    @cached_property
-    def _curves(self) -> list[Curve]:
-        """What each weight loses by its ratio."""
-        steps = (0.0, self.pattern.ratio) if isinstance(self.pattern, NofM) else RATIOS
-        whole, relative = isinstance(self.pattern, NofM), self.options.scope == "adaptive"
-        wanted = self.options.scope != "layer"
-        known = (
-            site_losses(self.model, self.sites.values(), self._method, steps, self.context)
-            if wanted and self.sites
-            else {}
-        )
-        curves = []
-        for weight, cost in zip(self.weights, self._costs, strict=True):
-            found = known.get(id(weight.constant))
-            if found is None:
-                curves.append(energy_curve(weight, cost, steps, relative=relative, whole=whole))
-                continue
-            losses, energy = found
-            scale = energy if relative and energy > 0 else 1.0
-            curves.append(Curve(steps, tuple(loss / scale for loss in losses), cost, whole))
-        return curves
-
-    @cached_property
-    def _costs(self) -> list[float]:
-        """What each weight costs in the unit of the ratio."""
-        return costs_of(self.weights, self.options.of, self.model, self.context.samples)
-
-    @property
-    def _is_plain(self) -> bool:
-        return not self.sites and not isinstance(self.pattern, NofM)
-
-    @property
-    def _method(self) -> Method:
-        criterion = "obs" if self.options.criterion == "auto" else self.options.criterion
-        return Method(self.pattern, criterion, self.options.reconstruct, self._rng)
-
-    @property
-    def _scorer(self) -> Scorer:
-        named = "l1" if self.options.criterion in (*NEED_SAMPLES, "auto") else self.options.criterion
-        return Scorer(self.pattern, named, self._rng)
-
-    def _rng(self, name: str) -> np.random.Generator:
-        return self.context.rng(f"prune/{name}")
-
-
-def _looks_at_inputs(options: Prune) -> bool:
-    """Whether samples would change anything."""
-    return options.threshold is None and (options.reconstruct or options.criterion in NEED_SAMPLES)
 
 
 def _notes(metrics: Mapping[str, float]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from graphopt.biases import Bias, find_bias, fixed_bias
 from graphopt.layers import LinearLayer
@@ -45,22 +46,26 @@ class Site:
         ordered: np.ndarray = self.layers[0].matrix()[..., self.columns]
         return ordered
 
-    def write(self, solved: np.ndarray, moments: PairedMoments, *, inherited: bool) -> None:
+    @property
+    def constants(self) -> tuple[gs.Constant, ...]:
+        """What `write` replaces."""
+        return (self.weight.constant, *(() if self.bias is None else (self.bias.constant,)))
+
+    def write(self, solved: np.ndarray, mean: np.ndarray, wanted: np.ndarray | None = None) -> None:
         """Store weights, and let the bias take up the mean.
 
         Args:
             solved: [groups, rows, inputs] in the order of `columns`.
-            moments: Of the first layer.
-            inherited: Whether the mean of what the layer should give is meant, or of what it gives.
+            mean: Of what the first layer reads, [groups, inputs] in the order of the layer.
+            wanted: Mean of what the layer should give, [groups, rows]; None for the mean of what it gives.
         """
         layer = self.layers[0]
         matrix = np.empty_like(solved)
         matrix[..., self.columns] = solved
         if self.bias is not None:
-            lost = np.einsum("grk,gk->gr", layer.matrix() - matrix, moments.mean)
-            if inherited:
-                lost += moments.target_mean - np.einsum("grk,gk->gr", layer.matrix(), moments.mean)
-                lost -= fixed_bias(layer)
+            lost = np.einsum("grk,gk->gr", layer.matrix() - matrix, mean)
+            if wanted is not None:
+                lost += wanted - np.einsum("grk,gk->gr", layer.matrix(), mean) - fixed_bias(layer)
             self.bias.shift(lost.ravel())
         self.weight.constant.values = layer.stored(matrix)
 
