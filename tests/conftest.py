@@ -18,6 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of this suite."""
     parser.addoption("--update-golden", action="store_true", help="rewrite the expectations in tests/cases")
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--zoo", metavar="FOLDER", help="folder of real models, laid out as for benchmarks.zoo")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,14 @@ from onnx.reference import ReferenceEvaluator
 from graphopt.api import compress
 from graphopt.model import Model
 from graphopt.passes.quant.accounting import account
+from graphopt.reader import load
 from graphopt.runtime.session import open_session
+from graphopt.samples import open_samples
 from graphopt.targets import get_target
 
 _CODES = 6  # differences allowed, in 255ths of an output's range
 _SIZE, _CHANNELS = 8, 24
+_REFERENCE = 21  # operator set in which onnx's reference evaluator has QuantizeLinear
 
 
 class Network:
@@ -182,3 +186,44 @@ def test_weights_of_a_matrix_do_not_saturate_pairs_on_worst_inputs() -> None:
     found = answers(model, data[:1])
     assert codes_apart(found["fused"], [weight.sum(axis=0)[None].repeat(4, 0)]) <= _CODES
     np.testing.assert_allclose(found["fused"][0], found["plain"][0], rtol=1e-5)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Ask for every model with samples of the folder that the option names."""
+    if "model_of_zoo" in metafunc.fixturenames:
+        folder = metafunc.config.getoption("--zoo")
+        files = sorted((Path(folder) / "models").glob("*.onnx")) if folder else []
+        with_samples = [path for path in files if _samples_of(path) is not None]
+        metafunc.parametrize("model_of_zoo", with_samples, ids=[path.stem for path in with_samples])
+
+
+@pytest.mark.slow
+def test_real_models_mean_the_same_everywhere_and_nothing_is_left_inside(model_of_zoo: Path) -> None:
+    """A code may differ here and there, and differences spread; on average they stay below one."""
+    samples_file = _samples_of(model_of_zoo)
+    before = load(model_of_zoo)
+    target = get_target("cpu-avx2")
+    result = compress(before, "fold,share,quant:mode=static", data=samples_file, max_drop=1.0, benchmark=False,
+                      target=target.name)  # fmt: skip
+    if result.report.steps[-1].outcome == "unchanged":
+        pytest.skip("nothing in it has an integer kernel with fixed ranges")
+    assert all(item.became != "left" for item in account(result.model, target))
+    data = list(open_samples(samples_file, before.interface).take(2))
+    found = answers(result.model, data, reference=False)
+    assert mean_codes_apart(found["fused"], found["plain"]) <= 1
+    proto = result.model.to_proto()
+    if result.model.opset < _REFERENCE:
+        proto = onnx.version_converter.convert_version(proto, _REFERENCE)
+    results: list[Any] = [ReferenceEvaluator(proto).run(None, dict(feeds)) for feeds in data]
+    assert mean_codes_apart([np.asarray(outputs[0]) for outputs in results], found["plain"]) <= 1
+
+
+def mean_codes_apart(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
+    """Return the largest root-mean-square difference, in 255ths of the range of the wanted output."""
+    errors = (np.sqrt(np.square(a - b).mean()) / (np.ptp(b) / 255) for a, b in zip(found, wanted, strict=True))
+    return max(map(float, errors))
+
+
+def _samples_of(model: Path) -> Path | None:
+    folder = model.parent.parent / "calib"
+    return next((path for path in (folder / f"{model.stem}.npz", folder / model.stem) if path.exists()), None)
