@@ -214,6 +214,26 @@ def test_moves_alone_are_not_worth_casts() -> None:
     assert report.changed == 0
 
 
+def test_scalars_are_not_stored_in_16_bits() -> None:
+    source = """agraph (float[N, 4] x) => (float[N, 4] y) <float[4] w = {1, 2, 3, 4}, float ratio = {0.5}>
+    { a = Mul(x, w) y = Dropout(a, ratio) }"""
+    _, result, report = compressed(source)
+    assert report.changed == 1
+    assert [item.name for item in result.graph.initializer if item.data_type == onnx.TensorProto.FLOAT] == ["ratio"]
+
+
+def test_a_weight_of_graph_and_body_is_stored_once() -> None:
+    values = np.random.default_rng(0).standard_normal((24, 24)).astype(np.float32)
+    proto = parse("""agraph (float[N, 24] x, bool c) => (float[N, 24] y)
+    { h = MatMul(x, w) r = Relu(h)
+      y = If(c) <then_branch = g () => (float[N, 24] p) { p = MatMul(r, w) },
+                 else_branch = k () => (float[N, 24] q) { q = Neg(r) }> }""")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(values, "w"))
+    before, result, _ = compressed(proto, compute="graph")
+    assert [item.data_type for item in result.graph.initializer if len(item.dims) == 2] == [onnx.TensorProto.FLOAT16]
+    assert difference(before, result) < 0.01
+
+
 def test_a_tensor_that_is_output_and_read_is_cast_once() -> None:
     text = "o (float[N] x) => (float[N] a, float[N] y) { a = Tanh (x)  b = Sigmoid (a)  y = Mul (a, b) }"
     before, after, report = compressed(text, target="cuda")

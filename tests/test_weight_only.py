@@ -266,6 +266,27 @@ def test_exclusion_by_name_and_operator() -> None:
     assert "conv" in {item.name for item in result.to_proto().graph.initializer}
 
 
+CAPTURED = """
+agraph (float[N, 32] x, bool c) => (float[N, 32] y)
+<float[32, 32] own>
+{
+    r = MatMul (x, own)
+    y = If (c) <then_branch = g () => (float[N, 32] p) { p = MatMul (r, own) },
+                else_branch = k () => (float[N, 32] q) { q = Relu (r) }>
+}
+"""
+
+
+@every_form
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_that_bodies_capture_load(form: str, symmetric: bool) -> None:
+    proto = filled(CAPTURED)
+    result, report = compressed(proto, form=form, symmetric=symmetric, bits=8)
+    assert report.changed == 1
+    assert error(proto, result, N=4) < 0.02
+    optimized_model(result)
+
+
 @pytest.mark.parametrize("opset", [9, 11, 17])
 def test_older_opsets(opset: int) -> None:
     proto = filled(f'<ir_version: 8, opset_import: ["" : {opset}]>\n' + LAYERS)

@@ -10,12 +10,13 @@ import onnx_graphsurgeon as gs
 
 from graphopt.base import PassReport, Skip
 from graphopt.ir.exporter import unique_name
-from graphopt.ir.graph import Constant, Node, Variable, tensor_names, walk_graphs, walk_nodes
+from graphopt.ir.graph import Constant, Node, Variable, constants, payload_bytes, tensor_names, walk_graphs, walk_nodes
 from graphopt.model import Model
 from graphopt.observe import Observations, Observer, Range
 from graphopt.passes.half.numbers import misfit, range_misfit
 from graphopt.passes.half.operators import KERNELS, refusal
 
+_WORTH = 1024  # bytes; a smaller constant is not worth the node of its Cast
 _FLOAT, _HALF = np.dtype(np.float32), np.dtype(np.float16)
 
 
@@ -118,6 +119,7 @@ class _Converter:
                     node.outputs[index] = self._halves[id(tensor)] = self._variable(tensor)
                     produced.append(tensor)
         self._cast_back(produced)
+        self._store_once()
 
     def _half(self, tensor: gs.Tensor) -> gs.Tensor:
         """Return the tensor in fp16: as it was produced, stored, or cast."""
@@ -138,6 +140,21 @@ class _Converter:
         for tensor in produced:
             if id(tensor) in read:
                 self._cast(self._halves[id(tensor)], tensor, onnx.TensorProto.FLOAT)
+
+    def _store_once(self) -> None:
+        """Let islands and bodies read the 16 bits that others read too: two copies would make the file larger."""
+        shown = {id(tensor) for scope in walk_graphs(self._graph) for tensor in scope.outputs}
+        for constant in constants(self._graph):
+            half = self._halves.get(id(constant))
+            if half is None or id(constant) in shown or payload_bytes(constant) < _WORTH:
+                continue
+            name = unique_name(f"{constant.name}_float", self._taken)
+            whole = Variable(name, _FLOAT, list(constant.shape))
+            for node in list(constant.outputs):
+                for index, tensor in enumerate(node.inputs):
+                    if tensor is constant:
+                        node.inputs[index] = whole
+            self._cast(half, whole, onnx.TensorProto.FLOAT)
 
     def _cast(self, source: gs.Tensor, result: gs.Tensor, kind: int) -> None:
         node = Node("Cast", unique_name(f"{result.name}/Cast", self._taken), {"to": int(kind)}, [source], [result])

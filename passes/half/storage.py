@@ -13,13 +13,13 @@ from graphopt.model import Model
 from graphopt.passes.half.numbers import TYPES, Kind, misfit
 
 _FIRST_BF16 = 13  # opset whose Cast knows bf16
-_LEAST = 1  # bytes; an empty weight has nothing to halve
+_LEAST = 1  # bytes; an empty weight has nothing to halve, and a scalar is rarely one: a ratio, an epsilon
 
 
 def store_weights(model: Model, kind: Kind, min_bytes: int) -> PassReport:
     """Put a Cast from 16 bits in the place of each large float32 weight, in place.
 
-    Left as they are: weights that are graph outputs, that do not fit, or that some other node decodes already.
+    Left as they are: scalars, weights that are graph outputs, that do not fit, or that some node decodes already.
     """
     if kind == "bf16" and model.opset < _FIRST_BF16:
         return PassReport(0, (Skip("model", f"bf16 needs opset {_FIRST_BF16} or later, not {model.opset}"),))
@@ -28,7 +28,7 @@ def store_weights(model: Model, kind: Kind, min_bytes: int) -> PassReport:
     shown = {id(tensor) for scope in walk_graphs(graph) for tensor in scope.outputs}
     skipped, changed = [], 0
     for constant in constants(graph):
-        if constant.dtype != np.float32 or payload_bytes(constant) < max(min_bytes, _LEAST):
+        if constant.dtype != np.float32 or not constant.shape or payload_bytes(constant) < max(min_bytes, _LEAST):
             continue
         reason = "it is a graph output" if id(constant) in shown else misfit(constant.values, kind)
         if reason:

@@ -73,10 +73,17 @@ class Writer:
         """Let all users of a weight read its codes."""
         if self._form == "nbits" and all(_has_kernel(use) for use in weight.uses):
             self._kernels(weight, integers)
-        elif self._form == "qdq" and all(use.role != "table" for use in weight.uses):
+        elif self._form == "qdq" and all(self._takes_dequantized(use) for use in weight.uses):
             self._dequantized(weight, integers)
         else:
             _redirect(weight.constant, self._decoded(weight, integers))
+
+    def _takes_dequantized(self, use: Use) -> bool:
+        """Whether ONNX Runtime has no trouble with DequantizeLinear in front of this reading of a weight.
+
+        Its fusions of it look for the codes in the reader's own graph, so that bodies that capture them do not load.
+        """
+        return use.role != "table" and use.scope is self._model.graph
 
     def _kernels(self, weight: Weight, integers: Integers) -> None:
         """Store codes [rows, blocks, bytes of a block], which MatMulNBits and GatherBlockQuantized share."""
