@@ -279,6 +279,30 @@ def test_the_limit_decides_how_much_is_quantized() -> None:
     assert tight.report.drop.value == 0
 
 
+TABLE = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (int64[N] x) => (float[N, 256] y)
+<float[2000, 64] t, float[64, 256] w>
+{
+  rows = Gather(t, x)
+  y = MatMul(rows, w)
+}
+"""
+
+
+def test_rows_of_a_table_go_into_kernels_as_they_are() -> None:
+    data = [{"x": RNG.integers(0, 2000, 64)} for _ in range(4)]
+    model = build(TABLE)
+    result = quantize(model, "quant:mode=auto", data, max_drop=0.05)
+    assert result.report.steps[-1].outcome == "accepted", result.report.steps[-1]
+    (gather,) = [node for node in result.model.graph.nodes if node.op == "Gather"]
+    assert np.dtype(gather.inputs[0].dtype) == np.uint8
+    assert "QuantizeLinear" not in ops(result.model)
+    assert result.report.after.nbytes < 0.3 * result.report.before.nbytes
+    again = quantize(result.model, "quant:mode=auto", data, max_drop=0.05)
+    assert again.report.steps[-1].outcome == "unchanged"
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 def test_fitted_weights_change_outputs_less_than_the_nearest(pairs: bool) -> None:
     model = build(MATRIX.replace("512", "64").replace("256", "32"))

@@ -24,6 +24,7 @@ from graphopt.passes.quant.placement import Placement, place
 from graphopt.passes.quant.ranges import METHODS, Affine, RangeMethod
 from graphopt.passes.quant.store import WeightStore, weight_key
 from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
+from graphopt.passes.quant.tables import into_integers, merge_tables
 from graphopt.passes.quant.twins import block_twin, site_twin, tensor_roundings, unit_twin
 from graphopt.passes.quant.units import Unit, outputs_of_scopes, units_in
 from graphopt.runtime.profile import NodeTime
@@ -146,13 +147,17 @@ class Workshop:
         placement = self.placement(plan)
         parameters = self.parameters(placement, plan.ranges)
         units = units_in(model, placement.units)
-        sites = sites_in(model, [site for site in self.sites if site.position in plan.dynamic])
+        chosen = [site for site in self.sites if site.position in plan.dynamic]
+        merged = {site.position for site in into_integers(chosen, placement)}
+        tables = sites_in(model, [site for site in chosen if site.position in merged])
+        sites = sites_in(model, [site for site in chosen if site.position not in merged])
         blocks = sites_in(model, [site for site in self.sites if site.position in plan.blocks])
         self._correct(placement)
         changed = quantize_dynamic(model, sites, self._store) if sites else 0
         changed += quantize_blocks(model, blocks) if blocks else 0
         if placement.units:
             changed += insert(model, units, placement, parameters, self._store, self.target.convention)
+        changed += merge_tables(model, tables) if tables else 0
         return Written(model, placement, changed)
 
     def switchboard(self, plan: Plan, error: OutputError) -> Switchboard:

@@ -1,0 +1,65 @@
+"""Tables whose rows go into integer kernels: stored in the integers that these read.
+
+    Gather(table) -> QuantizeLinear   becomes   Gather(integers of the table), the same integers
+
+That rounds nothing that was not rounded before, and saves the way from integers of the table's own to floats and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.ir.clean import clean
+from graphopt.ir.exporter import unique_name
+from graphopt.ir.graph import Constant, tensor_names
+from graphopt.model import Model
+from graphopt.passes.quant.dynamic import DynamicSite
+from graphopt.passes.quant.placement import Placement
+from graphopt.passes.quant.ranges import Affine
+from graphopt.passes.quant.units import outputs_of_scopes
+
+
+def into_integers(sites: Iterable[DynamicSite], placement: Placement) -> list[DynamicSite]:
+    """Return the Gathers of sites that hand their rows to integer units only, and their table to nobody else."""
+    sites = list(sites)
+    if not sites:
+        return []
+    readers = {id(unit.node) for unit in placement.units}
+    handed_out = outputs_of_scopes(sites[0].scope)
+    found = []
+    for site in sites:
+        table, rows = site.node.inputs[0], site.node.outputs[0]
+        alone = site.node.op == "Gather" and len(table.outputs) == 1 and id(rows) not in handed_out
+        if alone and rows.name in placement.stored and all(id(reader) in readers for reader in rows.outputs):
+            found.append(site)
+    return found
+
+
+def merge_tables(model: Model, sites: Iterable[DynamicSite]) -> int:
+    """Store the tables of sites, whose rows only a QuantizeLinear reads, in its integers; return how many there are.
+
+    Args:
+        model: Edited in place and cleaned up.
+        sites: Gathers of this very model.
+    """
+    taken, count = tensor_names(model.graph), 0
+    for site in sites:
+        (quantize,) = site.node.outputs[0].outputs
+        assert quantize.op == "QuantizeLinear"
+        table, codes = site.node.inputs[0], quantize.outputs[0]
+        site.node.inputs[0] = Constant(unique_name(f"{table.name}_quantized", taken), _codes(table, quantize))
+        quantize.inputs.clear()
+        quantize.outputs.clear()
+        site.node.outputs[0] = codes
+        count += 1
+    clean(model.graph)
+    return count
+
+
+def _codes(table: gs.Constant, quantize: gs.Node) -> np.ndarray:
+    scale, zero = (tensor.values for tensor in quantize.inputs[1:3])
+    parameters = Affine(np.float32(scale), int(zero), signed=zero.dtype == np.int8)
+    return parameters.codes(table.values)
