@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import jsonschema
 import numpy as np
 import onnx
 import pytest
 
 from graphopt.api import compress
 from graphopt.model import Model
+from graphopt.observe import Observer
 from graphopt.passes.quant.accounting import Conversion, account, summary
-from graphopt.targets import get_target
+from graphopt.passes.quant.calibrate import calibrate
+from graphopt.passes.quant.forms import Plan
+from graphopt.passes.quant.plan import Workshop
+from graphopt.passes.quant.units import find_units
+from graphopt.report import schema
+from graphopt.samples import open_samples
+from graphopt.shapes import infer_shapes
+from graphopt.targets import Kernel, get_target
 from tests.helpers import parse
 
 SCALE = "<float xs = {0.05}, uint8 xz = {128}, float ys = {0.1}, uint8 yz = {120}, int8 wz = {0}, float ws = {0.02}"
@@ -170,3 +181,56 @@ def test_counts() -> None:
     items = [Conversion("a", "QuantizeLinear", "kernel", ""), Conversion("b", "DequantizeLinear", "border", "")] * 2
     assert "of 4 " in summary(items)
     assert "2 part of an integer kernel, 2 at a border" in summary(items)
+
+
+NETWORK = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[1, 16, 12, 12] x) => (float[1, 16, 12, 12] y)
+{
+  [first] a = Conv <pads = [1, 1, 1, 1]> (x, w)
+  [between] b = Tanh(a)
+  [second] y = Conv <pads = [1, 1, 1, 1]> (b, v)
+}
+"""
+
+
+def network() -> Model:
+    """Return two convolutions with a Tanh between them."""
+    proto = onnx.parser.parse_model(NETWORK)
+    rng = np.random.default_rng(0)
+    for name in ("w", "v"):
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array((rng.normal(size=(16, 16, 3, 3)) / 12).astype(np.float32), name)
+        )
+    return Model.from_proto(proto)
+
+
+def data() -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    return [{"x": rng.normal(size=(1, 16, 12, 12)).astype(np.float32)} for _ in range(3)]
+
+
+def test_what_does_not_fuse_is_taken_back() -> None:
+    """The table is made to promise a kernel that ONNX Runtime does not have."""
+    model, real = network(), get_target("cpu-avx2")
+    promised = Kernel("Tanh", "static", "com.microsoft.QLinearTanh", conditions=("same-type",))
+    target = replace(real, kernels=(*real.kernels, promised))
+    infer_shapes(model)
+    units, _ = find_units(model.graph, target, model.opset)
+    calibration = calibrate(model, units, Observer(open_samples(data(), model.interface)))
+    workshop = Workshop(model, target, units, (), calibration)
+    found = workshop.make(Plan("static int8", frozenset(unit.position for unit in units), frozenset(), "minmax"))
+    assert found.unfused == {1: "no rule of ONNX Runtime's takes it"}
+    assert found.plan.static == {0, 2}
+    assert found.audit.kernels["QLinearConv"] == 2
+    assert {item.became for item in account(found.model, real)} == {"kernel", "border"}
+
+
+def test_the_report_tells_what_became_of_each_conversion() -> None:
+    result = compress(network(), "quant:mode=static", data=data(), max_drop=0.5, benchmark=False)
+    encoded = result.report.to_json()
+    jsonschema.validate(encoded, schema())
+    fates = encoded["steps"][-1]["fates"]
+    written = [node.name for node in result.model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear")]
+    assert sorted(fate["where"] for fate in fates) == sorted(written)
+    assert any(fate["what"] == "part of an integer kernel: QLinearConv 'second'" for fate in fates)
