@@ -95,7 +95,7 @@ def time_(folder: Path, results: Path, only: str, seconds: float) -> None:
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
 def table(results: Path, markdown: Path | None) -> None:
     """Print the tables of RESULTS."""
-    text = render({path.name: path for path in sorted(results.iterdir())}, outcomes)
+    text = render({path.parent.name: path.parent for path in sorted(results.glob("*/float.json"))}, outcomes)
     click.echo(text)
     if markdown is not None:
         markdown.write_text(text + "\n")
