@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +15,11 @@ from graphopt.commands import bench as bench_command
 from graphopt.commands import inspect as inspect_command
 from graphopt.commands import passes as passes_command
 from graphopt.commands import unpack as unpack_command
+from graphopt.destinations import Files, check_files, output_path, prove_writable, spare_weights, write_text
 from graphopt.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from graphopt.api import Result
-    from graphopt.model import Model
     from graphopt.report import Report
 
 _PATH = click.Path(path_type=Path)
@@ -42,21 +40,6 @@ Exit status:
 """
 _SEED, _THREADS = click.IntRange(min=0), click.IntRange(1, 1024)
 _version = click.version_option(__version__, prog_name="graphopt", message="%(prog)s %(version)s")
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Where a run reads and writes.
-
-    Attributes:
-        model: The input.
-        output: The compressed model.
-        report: The JSON report, or None.
-    """
-
-    model: Path
-    output: Path
-    report: Path | None
 
 
 @click.command(cls=MainCommand, epilog=_EPILOG)
@@ -112,7 +95,7 @@ def compress(
         raise UsageError("--quiet and --verbose exclude each other")
     if data == "":
         raise UsageError("--data is empty; give samples, or leave it out")
-    files = _Files(model, output_path(model, output, in_place=in_place), report)
+    files = Files(model, output_path(model, output, in_place=in_place), report)
     check_files(files, in_place=in_place)
 
     from graphopt import api, console
@@ -121,7 +104,7 @@ def compress(
     messages = console.message_console()
     bars = console.BarProgress(messages) if messages.is_terminal and not quiet else None
     loaded = api.load(model)
-    _spare_weights(loaded, files)
+    spare_weights(loaded, files)
     with bars or contextlib.nullcontext():
         result = api.compress(
             loaded,
@@ -155,75 +138,9 @@ def _spec(ctx: click.Context, model: Path, passes: Sequence[str]) -> str:
     raise UsageError(f"give the passes to run with -p; available: {', '.join(available())}; see: graphopt passes")
 
 
-def output_path(model: Path, output: Path | None, *, in_place: bool) -> Path:
-    """Return where the result goes.
-
-    Raises:
-        UsageError: Both an output and in-place are given.
-        ModelError: The model is a folder without a name, such as "." or "/".
-    """
-    if not model.name:
-        raise ModelError(f"'{model}' is a folder; give the .onnx file in it")
-    if in_place and output is not None:
-        raise UsageError("--in-place and --output exclude each other")
-    if in_place:
-        return model
-    if output is not None:
-        return output
-    name = model.name.removesuffix(".zst")
-    return model.with_name(f"{name.removesuffix('.onnx')}.opt.onnx")
-
-
-def check_files(files: _Files, *, in_place: bool) -> None:
-    """Refuse, before any work, what could not be written or would destroy an input.
-
-    Raises:
-        UsageError: The message names the file and what to do.
-    """
-    if not files.model.exists():
-        raise ModelError(f"cannot read '{files.model}': no such file")
-    _check_writable(files.output, "--output")
-    if files.output.exists() and not files.output.is_file():  # an atomic write would put a file in a device's place
-        raise UsageError(f"--output '{files.output}' is not a regular file")
-    if not in_place and _is_same(files.output, files.model):
-        raise UsageError(f"the output '{files.output}' is the input; to replace it say --in-place, without -o")
-    if files.report is None:
-        return
-    _check_writable(files.report, "--report")
-    for other, what in ((files.model, "input"), (files.output, "output")):
-        if _is_same(files.report, other):
-            raise UsageError(f"--report '{files.report}' is the {what} model")
-
-
-def _check_writable(path: Path, what: str) -> None:
-    if path.is_dir():
-        raise UsageError(f"{what} '{path}' is a folder; give a file name")
-    if not path.parent.is_dir():
-        raise UsageError(f"{what} '{path}': there is no folder '{path.parent}'")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{what} '{path}': the folder '{path.parent}' is not writable")
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    """Whether two paths are one file, also through links; files that do not exist are compared by name."""
-    if one.exists() and other.exists():
-        return one.samefile(other)
-    return one.resolve() == other.resolve()
-
-
-def _spare_weights(model: Model, files: _Files) -> None:
-    """Refuse to write over a file that the input keeps its weights in."""
-    from graphopt.report.build import data_files
-
-    for written in (files.output, files.report):
-        for used in data_files(model):
-            if written is not None and _is_same(written, used):
-                raise UsageError(f"'{written}' holds weights of the input '{files.model}'; give another name")
-
-
-def _write(result: Result, files: _Files) -> Report:
+def _write(result: Result, files: Files) -> Report:
     if files.report is not None:
-        _prove_writable(files.report, result.report.to_text())
+        prove_writable(files.report, result.report.to_text())
     report = result.save(files.output).report
     if files.report is not None:
         try:
@@ -231,38 +148,6 @@ def _write(result: Result, files: _Files) -> Report:
         except ModelError as error:
             raise ModelError(f"{error}; the model itself was written to '{files.output}'") from error
     return report
-
-
-def _prove_writable(path: Path, text: str) -> None:
-    """Find out whether a report fits on the disk before the model is written.
-
-    Raises:
-        ModelError: It does not.
-    """
-    if not path.exists() or path.is_file():
-        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
-        try:
-            write_text(probe, text)
-        finally:
-            probe.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, atomically unless the path is a pipe or a device.
-
-    Raises:
-        ModelError: It cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    direct = path.exists() and not path.is_file()
-    try:
-        (path if direct else temporary).write_text(text, encoding="utf-8")
-        if not direct:
-            temporary.replace(path)
-    except OSError as error:
-        raise ModelError(f"cannot write '{path}': {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _show(report: Report, verbose: int) -> None:

@@ -305,6 +305,26 @@ def test_output_that_is_a_device_is_refused(folder: Path) -> None:
     assert not (folder / "pipe").is_file()
 
 
+def test_a_report_goes_where_its_link_leads(folder: Path) -> None:
+    (folder / "reports").mkdir()
+    (folder / "link.json").symlink_to(folder / "reports" / "r.json")
+    for _ in range(2):
+        assert quick("-p", "tidy", "--report", "link.json").exit_code == 0
+        assert (folder / "link.json").is_symlink()
+        assert json.loads((folder / "reports" / "r.json").read_text())["passes"] == "tidy"
+    assert [path.name for path in (folder / "reports").iterdir()] == ["r.json"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+def test_a_stream_is_written_into_even_if_it_leads_to_a_file(folder: Path) -> None:
+    """As /dev/stdout does where standard output is redirected: replacing that would break the system."""
+    with (folder / "redirected.json").open("w") as stream:
+        result = quick("-p", "tidy", "--report", f"/proc/self/fd/{stream.fileno()}")
+        assert result.exit_code == 0, result.stderr
+        assert os.fstat(stream.fileno()).st_ino == (folder / "redirected.json").stat().st_ino
+    assert json.loads((folder / "redirected.json").read_text())["passes"] == "tidy"
+
+
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 @pytest.mark.parametrize("name", ["other.onnx", "m.opt.onnx"])
 def test_output_that_links_to_the_input_is_refused(folder: Path, link: Callable[..., None], name: str) -> None:

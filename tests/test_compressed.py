@@ -9,8 +9,8 @@ import pytest
 import zstandard
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt.cli import output_path
 from graphopt.compressed import compressed, decompressed
+from graphopt.destinations import output_path
 from graphopt.errors import ModelError
 from graphopt.model import Model
 from graphopt.reader import load
