@@ -6,8 +6,8 @@
 
 FOLDER is laid out as for `benchmarks.zoo`; models without samples or evaluator are left out. ``make`` runs every tool
 in a process of its own, with one thread, and keeps model and figures in RESULTS; what is there is not made again.
-``time`` measures latencies, in interleaved pairs in one process; ``table`` prints what was found, and on which models
-the best peer is not reached.
+``time`` measures latencies, in interleaved pairs in one process, in processor time; ``table`` prints what was found,
+and on which models the best peer is not reached.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks.cpu_timing import paired_cpu_ratio
 from benchmarks.int8_table import render
 from benchmarks.int8_tools import CALIBRATION, OURS, Outcome, Speed, best_peer, command, conversions, tools
 from benchmarks.process import Run, measure
@@ -28,7 +29,6 @@ from benchmarks.zoo import find_evaluator, find_samples, metric_of
 from graphopt.errors import GraphoptError
 from graphopt.reader import load
 from graphopt.runtime.session import open_session, optimized_model
-from graphopt.runtime.timing import paired_ratio
 from graphopt.samples import open_samples
 
 _TIMED = 4  # samples
@@ -157,7 +157,7 @@ def _keep_calibration(model: Path, samples: Path, figures: Path) -> None:
 def _speed(before: Path, after: Path, samples: Path, seconds: float) -> Speed:
     feeds = list(open_samples(samples, load(before).interface).take(_TIMED))
     with open_session(before) as first, open_session(after) as second:
-        ratio = paired_ratio(first, second, feeds, seconds=seconds)
+        ratio = paired_cpu_ratio(first, second, feeds, seconds=seconds)
     return Speed(ratio.median, ratio.low, ratio.high, ratio.slower)
 
 
