@@ -32,7 +32,10 @@ class Prune(Pass):
     may override, what is quantized already, and what the pattern does not fit.
 
     Zeros make no runtime of dense kernels faster; they make the file smaller once it is compressed. Removed channels
-    (pattern=channels) make it smaller and faster by themselves.
+    (pattern=channels) make it smaller and faster by themselves. Channels, heads, hidden units and whole residual
+    branches go that the layers reading them can best do without (group OBS), as many of each as the model's outputs
+    bear; channels between linear layers go in the coordinates that matter least. Then all layers are fitted front to
+    back, those of branches to what their shortcuts leave. More than half of a cost goes in several rounds.
 
     Sources: Frantar and Alistarh, "SparseGPT", arXiv:2301.00774, and "Optimal Brain Compression", arXiv:2208.11580; Han
     et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015.
