@@ -10,7 +10,7 @@ import numpy as np
 
 from graphopt.compensate.gptq import inverse_factor
 from graphopt.compensate.loss import output_loss
-from graphopt.compensate.patterns import Pattern, Unstructured
+from graphopt.compensate.patterns import NofM, Pattern, Unstructured
 from graphopt.compensate.sparse import obs_losses, refit_support, saliency, sparsegpt
 
 _EXACT = 2**27  # operations that removing the weights of a layer one by one may take: about a second
@@ -35,23 +35,29 @@ class SparseProblem:
     def fit(self, ratio: float, *, refit: bool = True) -> np.ndarray:
         """Return sparse weights by second order, [groups, rows, inputs].
 
-        Single weights of small layers are removed one by one (exact OBS), all others column by column (SparseGPT);
-        then what stays is fitted by least squares, as is the support by magnitude, and the better one is returned.
+        Single weights of small layers are removed one by one (exact OBS), also within the groups of N:M; all others go
+        column by column (SparseGPT). Then what stays is fitted by least squares, as is the support by magnitude, and
+        the better one is returned.
 
         Args:
             ratio: Fraction that goes; see `Pattern`.
             refit: Whether to do the last step.
         """
-        if self.is_exact:
-            keep = Unstructured().keep(self._exact, ratio)
-            return self._refitted(self.target, keep)
-        pairs = zip(self.target, self._factors, strict=True)
-        start = np.stack([sparsegpt(target, factor, self.pattern, ratio) for target, factor in pairs])
+        if self.is_exact and isinstance(self.pattern, Unstructured):
+            return self._refitted(self.target, self.pattern.keep(self._exact, ratio))
+        start = self._start(ratio)
         if not refit:
             return start
         # Neither guess is always the better one: column by column ignores the columns to come, magnitude the inputs.
         found = self._refitted(start, start != 0), self.masked(ratio, lambda weights, _: np.abs(weights))
         return min(found, key=self.loss)
+
+    def _start(self, ratio: float) -> np.ndarray:
+        """Return sparse weights, of which those that stay are about right."""
+        if self.is_exact:
+            return self._refitted(self.target, np.isinf(self._exact))
+        pairs = zip(self.target, self._factors, strict=True)
+        return np.stack([sparsegpt(target, factor, self.pattern, ratio) for target, factor in pairs])
 
     def masked(self, ratio: float, score: Score, *, refit: bool = True) -> np.ndarray:
         """Return sparse weights by any other score, [groups, rows, inputs], fitted by least squares if wanted."""
@@ -67,7 +73,7 @@ class SparseProblem:
 
     def losses(self, ratios: Sequence[float]) -> list[float]:
         """Return about what is lost at each ratio by `fit`."""
-        if self.is_exact:
+        if self.is_exact and isinstance(self.pattern, Unstructured):
             ordered = np.concatenate([[0.0], np.cumsum(np.sort(self._exact, axis=None))])
             return [float(ordered[int(ratio * (len(ordered) - 1))]) for ratio in ratios]
         return [self.loss(self.fit(ratio, refit=False)) if ratio else 0.0 for ratio in ratios]
@@ -84,14 +90,16 @@ class SparseProblem:
     def is_exact(self) -> bool:
         """Whether the layer is small enough for exact OBS."""
         groups, rows, inputs = self.target.shape
-        return isinstance(self.pattern, Unstructured) and groups * rows * inputs**3 <= _EXACT
+        return isinstance(self.pattern, Unstructured | NofM) and groups * rows * inputs**3 <= _EXACT
 
     @cached_property
     def _exact(self) -> np.ndarray:
         """What each weight's removal loses in its row's best order, never falling, [groups, rows, inputs]."""
         groups, rows, inputs = self.target.shape
         inverse = np.repeat(np.linalg.inv(self.moment), rows, axis=0)
-        return obs_losses(self.target.reshape(-1, inputs), inverse).reshape(groups, rows, inputs)
+        pattern = self.pattern
+        groups_of = (pattern.among, pattern.among - pattern.keeps) if isinstance(pattern, NofM) else (0, 0)
+        return obs_losses(self.target.reshape(-1, inputs), inverse, *groups_of).reshape(groups, rows, inputs)
 
     @cached_property
     def _factors(self) -> list[np.ndarray]:

@@ -79,7 +79,7 @@ def _sweep(
     return errors
 
 
-def obs_losses(weight: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+def obs_losses(weight: np.ndarray, inverse: np.ndarray, among: int = 0, most: int = 0) -> np.ndarray:
     """Remove the weights of each row one by one, each time the one that loses least, and tell what each lost.
 
     Exact Optimal Brain Surgeon for every row on its own (Frantar and Alistarh, "Optimal Brain Compression",
@@ -92,19 +92,22 @@ def obs_losses(weight: np.ndarray, inverse: np.ndarray) -> np.ndarray:
     Args:
         weight: [rows, inputs].
         inverse: Inverse of each row's damped moment, [rows, inputs, inputs].
+        among: Size of the groups of neighbouring inputs that a pattern looks at; 0 if it has none.
+        most: How many of each group may go.
 
     Returns:
-        Loss by the removal of each weight, [rows, inputs].
+        Loss by the removal of each weight, [rows, inputs]; infinite for those that a pattern keeps.
     """
     rest, inverse = np.array(weight, np.float64), np.array(inverse, np.float64)
-    losses, gone = np.zeros(rest.shape), np.zeros(rest.shape, bool)
-    every, most = np.arange(len(rest)), np.zeros(len(rest))
-    for _ in range(rest.shape[1]):
+    losses, gone = np.full(rest.shape, np.inf), np.zeros(rest.shape, bool)
+    every, worst = np.arange(len(rest)), np.zeros(len(rest))
+    for _ in range(rest.shape[1] // among * most if among else rest.shape[1]):
         diagonal = np.where(gone, 1.0, np.einsum("rkk->rk", inverse))
-        scores = np.where(gone, np.inf, np.square(rest) / diagonal)
+        barred = gone | _is_full(gone, among, most) if among else gone
+        scores = np.where(barred, np.inf, np.square(rest) / diagonal)
         chosen = scores.argmin(axis=1)
-        most = np.maximum(most, scores[every, chosen])
-        losses[every, chosen] = most
+        worst = np.maximum(worst, scores[every, chosen])
+        losses[every, chosen] = worst
         column = inverse[every, chosen]
         pivot = column[every, chosen][:, None]
         rest -= column * (rest[every, chosen][:, None] / pivot)
@@ -112,6 +115,12 @@ def obs_losses(weight: np.ndarray, inverse: np.ndarray) -> np.ndarray:
         gone[every, chosen] = True
         rest[gone] = 0.0
     return losses
+
+
+def _is_full(gone: np.ndarray, among: int, most: int) -> np.ndarray:
+    """Return which weights are in a group that has given all it may, [rows, inputs]."""
+    counts = gone.reshape(len(gone), -1, among).sum(axis=2)
+    return np.repeat(counts >= most, among, axis=1)
 
 
 def refit_support(
