@@ -32,7 +32,8 @@ Mode = Literal["auto", "static", "dynamic", "blocks"]
 _SECONDS = 1.0  # to time a candidate against the float model
 _DRAWN = 4  # random inputs to judge on where there are no samples
 _TIMED = 3  # samples that nodes are timed on
-_FEW = 6  # samples that tell where an error comes from
+_FEW = 4  # samples that tell where an error comes from
+_LOOKED = 24  # samples that they are chosen from
 _BLOCKS = 2**20  # weights in matrices from which on blocks are tried
 _NO_DATA = "ranges are found at run time (dynamic int8); with --data, fixed ranges also make Conv and others int8"
 _DELICATE = frozenset({"attention", "softmax", "sigmoid"})  # their integers lose much for little time
@@ -138,7 +139,8 @@ class Run:
 
     def _error(self, samples: Samples, model: Model) -> OutputError:
         """Return the error on the samples that the model does worst on, and some others."""
-        return OutputError(self._model, hardest(self._model, model, samples, _FEW))
+        looked = samples.take(min(_LOOKED, len(samples)))
+        return OutputError(self._model, hardest(self._model, model, looked, _FEW))
 
     def _drawn(self) -> OutputError | None:
         """Return the error on random inputs, if the model runs on them."""

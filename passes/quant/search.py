@@ -20,12 +20,12 @@ from graphopt.runtime.timing import Ratio
 _WORTH = 0.1  # of the weights' bytes saved is worth an int8 model that is about as fast
 _EQUAL = 0.03  # latencies closer than this are equal, and the smaller or more exact candidate wins
 _AIM = 0.9  # of the limit is aimed at when nodes are left float
-_MEASURED = 64  # runs that tell where the error comes from, about
+_MEASURED = 48  # runs that tell where the error comes from, about
 _TRIES = 5  # plans with nodes left float whose loss is measured
 _EASED = 1.6  # times the error that held the limit may hold it as well; so much more is tried
 _COVERED = 0.9  # of the error of tensors is looked at for better ranges
 _HEAVY = 0.1  # of the error caused by weights is worth fitting them
-_RANGES = 8  # tensors that other ranges are tried for
+_RANGES = 6  # tensors that other ranges are tried for
 
 
 @dataclass(frozen=True)
