@@ -109,8 +109,7 @@ class Contract:
         if latency is not None and latency.slower:
             took = f"{latency.median:.2f} x ({latency.low:.2f} to {latency.high:.2f})"
             return Verdict(f"the result takes {took} the time on {self._context.target.name}", drop, latency)
-        verified = "not judged: no --data" if drop is None else f"{drop.measure} on {drop.samples} samples"
-        return Verdict("", drop, latency, verified)
+        return Verdict("", drop, latency, "not judged: no --data" if drop is None else drop.describe())
 
 
 def interface_change(then: Interface, now: Interface) -> str:

@@ -287,6 +287,19 @@ def test_counts_fail_only_where_they_prove_more_than_the_limit(wrong: int, total
     assert drop.within(0.01) == within
 
 
+@pytest.mark.parametrize(
+    ("measure", "samples", "random", "words"),
+    [
+        ("agreement", 6, False, "agreement on 6 samples"),
+        ("agreement", 1, False, "agreement on 1 sample"),
+        ("agreement", 8, True, "agreement on 8 random inputs"),
+        ("metric", 0, False, "judged by the metric"),
+    ],
+)
+def test_a_drop_says_what_it_was_judged_by(measure: str, samples: int, random: bool, words: str) -> None:
+    assert Drop(0.0, 0.0, 0.0, measure, {}, samples, random).describe() == words
+
+
 def test_continuous_losses_fail_by_their_value() -> None:
     loss = Loss("y", 0.0101, 0.001, 0.1, counted=False)
     assert not agreement_drop([loss], 64, False).within(0.01)

@@ -222,6 +222,7 @@ def test_lossy_within_the_limit_is_accepted() -> None:
     assert step.drop is not None
     assert 0 < step.drop.value < 0.01
     assert step.drop.random
+    assert step.verified == "agreement on 8 random inputs"
 
 
 def test_the_limit_is_the_users() -> None:

@@ -42,6 +42,13 @@ class Drop:
     random: bool
     established: float | None = None
 
+    def describe(self) -> str:
+        """Return what it was judged by, in words, for the report."""
+        if self.measure == "metric":
+            return "judged by the metric"
+        noun = "random input" if self.random else "sample"
+        return f"{self.measure} on {self.samples} {noun}{'' if self.samples == 1 else 's'}"
+
     def within(self, limit: float) -> bool:
         """Whether the loss is acceptable.
 
