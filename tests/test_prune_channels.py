@@ -25,7 +25,7 @@ from graphopt.passes.prune.channels.dependencies import Dependencies, find_depen
 from graphopt.passes.prune.channels.removal import remove_classes, rows_left
 from graphopt.passes.prune.channels.rotation import turn, turnings
 from graphopt.progress import SilentProgress
-from graphopt.samples import random_samples
+from graphopt.samples import open_samples, random_samples
 from graphopt.shapes import infer_shapes, shapes_for
 from graphopt.targets import get_target
 from tests.graphs import models
@@ -467,3 +467,19 @@ def test_auto_stays_within_its_part_of_the_limit() -> None:
         assert drop.within(budget * context.max_drop)
         left.append(report.metrics.get("macs_left", 1.0))
     assert left[1] < left[0]
+
+
+def test_channels_that_never_move_are_not_turned() -> None:
+    text = Text(
+        "float[N, 3, 6, 6] x",
+        "float[N, 2, 6, 6] y",
+        "s = Conv(x, a, ab) y = Conv(s, b)",
+        a=(4, 3, 1, 1),
+        ab=(4,),
+        b=(2, 4, 1, 1),
+    )
+    model = text.model()
+    found, _ = followed(model)
+    for pixels, count in ((np.zeros((4, 3, 6, 6)), 0), (np.random.default_rng(0).normal(size=(4, 3, 6, 6)), 1)):
+        samples = open_samples({"x": pixels.astype(np.float32)}, model.interface)
+        assert len(turnings(model, found, samples, SilentProgress())) == count

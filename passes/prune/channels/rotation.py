@@ -34,7 +34,7 @@ _FLOOR = 1e-5  # least variance of a direction, over the mean: below, float32 we
 
 
 def turnings(model: Model, dependencies: Dependencies, samples: Samples, progress: Progress) -> dict[int, np.ndarray]:
-    """Return the matrix T of each group that can be turned, [classes, classes], by its number.
+    """Return the matrix T of each group that can be turned and ever moves, [classes, classes], by its number.
 
     Args:
         model: Stays as it is.
@@ -49,8 +49,10 @@ def turnings(model: Model, dependencies: Dependencies, samples: Samples, progres
     for moments in layer_moments(model, layers, samples, progress=progress):
         node = id(moments.layer.node)
         taker = next(taker for found in takers.values() for taker in found if taker.key == node)
-        seen[node] = _gramians(taker, moments.covariance[0])
-    return {index: _balancing([seen[taker.key] for taker in found]) for index, found in takers.items()}
+        if np.trace(moments.covariance[0]) > _FLOOR * np.trace(moments.second[0]):  # else it is rounding
+            seen[node] = _gramians(taker, moments.covariance[0])
+    moving = {index: [seen[taker.key] for taker in found if taker.key in seen] for index, found in takers.items()}
+    return {index: _balancing(found) for index, found in moving.items() if found}
 
 
 def turn(model: Model, dependencies: Dependencies, matrices: Mapping[int, np.ndarray]) -> None:
