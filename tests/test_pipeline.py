@@ -246,6 +246,20 @@ def test_samples_that_prove_nothing_judge_nothing(value: float) -> None:
     assert "nothing can be judged" in step.reason
 
 
+@pytest.mark.parametrize(("item", "outcome"), [(DropIdentity(), "accepted"), (Unrunnable(), "rolled back")])
+def test_what_cannot_be_compared_must_at_least_open(item: Pass, outcome: str) -> None:
+    """No random inputs can be made for an input that does not say how many axes it has."""
+    proto = onnx.parser.parse_model(TEXT)
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    model = Model.from_proto(proto)
+    _, (step,) = Pipeline((item,)).run(model, context(model, data=None))
+    assert step.outcome == outcome, step.reason
+    if outcome == "accepted":
+        assert step.verified.startswith("not verified: there are no samples, and no random inputs either")
+    else:
+        assert "NoSuchOperator" in step.reason
+
+
 def test_what_nothing_judges_must_at_least_open() -> None:
     _, (step,) = run(TrustedUnrunnable(), data=None)
     assert step.outcome == "rolled back"
