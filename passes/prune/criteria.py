@@ -44,7 +44,7 @@ def max_norm(groups: np.ndarray) -> np.ndarray:
 
 
 def variance(groups: np.ndarray) -> np.ndarray:
-    """Score groups by the variance of their weights, [..., members] -> [...]: equal weights only average.
+    """Score groups by ``Var(w)``, [..., members] -> [...]: equal weights only average.
 
     Source: Polyak and Wolf, "Channel-Level Acceleration of Deep Face Representations", IEEE Access 2015, where the
     variance is that of activations.
@@ -61,22 +61,20 @@ def random(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def lamp(scores: np.ndarray) -> np.ndarray:
-    """Turn the magnitudes of one layer into scores that layers can be compared by, in any shape.
+    """Score by ``s^2 / sum of s^2 that are at least as large``, by which layers can be compared, in any shape.
 
-    ``s^2`` over the sum of ``s^2`` of all that are at least as large: what is lost relative to what would be left.
+    That is what is lost relative to what would be left, of the magnitudes s of one layer. What is not finite scores
+    infinity.
 
     Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", arXiv:2010.07611.
     """
-    flat = np.nan_to_num(scores.ravel().astype(np.float64), nan=np.inf)
-    order = np.argsort(flat, kind="stable")
+    flat = scores.ravel().astype(np.float64)
+    result = np.full(flat.shape, np.inf)  # what is not finite never goes
+    known = np.flatnonzero(np.isfinite(flat))
+    order = known[np.argsort(flat[known], kind="stable")]
     squares = np.square(flat[order])
     left = np.cumsum(squares[::-1])[::-1]
-    relative = np.ones_like(flat)
-    finite = np.isfinite(left) & (left > 0)
-    np.divide(squares, left, out=relative, where=finite)
-    relative[squares == 0] = 0
-    result = np.empty_like(flat)
-    result[order] = relative
+    result[order] = np.divide(squares, left, out=np.zeros_like(left), where=left > 0)
     return result.reshape(scores.shape)
 
 

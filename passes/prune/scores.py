@@ -29,6 +29,7 @@ _DEFINITIONS: Mapping[str, Callable[..., np.ndarray]] = MappingProxyType(
         "obs": saliency,
     }
 )
+_SHAPES = re.compile(r", (?:\[\.\.\.[^\]]*\](?: -> \[\.\.\.\])?|in any shape)")
 _SOURCE = re.compile(r"^Source: (.+?)(?:\n\n|\Z)", re.M | re.S)
 
 
@@ -38,8 +39,8 @@ def meanings() -> dict[str, str]:
     for name, function in _DEFINITIONS.items():
         text = inspect.cleandoc(function.__doc__ or "")
         source = _SOURCE.search(text)
-        meaning = " ".join(text.split("\n\n", maxsplit=1)[0].split())
-        found[f"criterion={name}"] = f"{meaning} {' '.join(source[1].split())}" if source else meaning
+        meaning = _SHAPES.sub("", " ".join(text.split("\n\n", maxsplit=1)[0].split()))
+        found[f"criterion={name}"] = f"{meaning} Source: {' '.join(source[1].split())}" if source else meaning
     return found
 
 
