@@ -16,7 +16,7 @@ _SETTLED = 1e-4  # of the first residual: conjugate gradients end there
 
 
 def saliency(weight: np.ndarray, inverse_diagonal: np.ndarray) -> np.ndarray:
-    """Return the loss of zeroing each weight alone when all others make up for it, ``w^2 / [H^-1]_jj``.
+    """Score weights by ``w^2 / [H^-1]_jj``: what is lost by zeroing each alone when all others make up for it.
 
     Source: Hassibi and Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", NeurIPS 1992.
 
