@@ -1,0 +1,49 @@
+"""The judgements of the int8 benchmark: what is counted as left inside, and who must be beaten."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from benchmarks.int8_tools import Outcome, Speed, best_peer, conversions
+from tests.helpers import parse
+
+HEAD = "g (float[1, 4] x) => (float[1, 4] y) <float s = {0.1}, uint8 z = {128}, float t = {0.2}>"
+
+
+@pytest.mark.parametrize(
+    "nodes, wanted",
+    [
+        ("y = Relu(x)", (0, 0)),
+        ("q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)", (2, 0)),
+        ("q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) r = QuantizeLinear(d, t, z) "
+         "y = DequantizeLinear(r, t, z)", (4, 1)),
+        ("q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) a = Sigmoid(d) r = QuantizeLinear(a, t, z) "
+         "y = DequantizeLinear(r, t, z)", (4, 1)),
+        ("q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) a = Tanh(d) r = QuantizeLinear(a, t, z) "
+         "y = DequantizeLinear(r, t, z)", (4, 0)),
+    ],
+)  # fmt: skip
+def test_places_inside_an_integer_region_are_counted(nodes: str, wanted: tuple[int, int]) -> None:
+    proto: onnx.ModelProto = parse(f"{HEAD} {{ {nodes} }}")
+    assert conversions(proto.graph, 17) == wanted
+
+
+def outcome(tool: str, score: float) -> Outcome:
+    return Outcome(tool, 1, {"nll": 9.0, "acc": score}, 0, 0, 0.0, 0.0, 0)
+
+
+def speed(median: float) -> Speed:
+    return Speed(median, median, median, slower=False)
+
+
+def test_the_fastest_peer_that_loses_a_point_at_most_must_be_beaten() -> None:
+    scores = {"float": 0.9, "graphopt": 0.9, "ORT static": 0.85, "ORT static, 7 bits": 0.895, "ORT dynamic": 0.9}
+    outcomes = {tool: outcome(tool, score) for tool, score in scores.items()}
+    speeds = {"graphopt": speed(0.1), "ORT static": speed(0.3), "ORT static, 7 bits": speed(0.5)}
+    assert best_peer(outcomes, {**speeds, "ORT dynamic": speed(0.8)}) == "ORT static, 7 bits"
+
+
+def test_where_every_peer_is_slower_the_float_model_must_be_beaten() -> None:
+    outcomes = {tool: outcome(tool, 0.9) for tool in ("float", "graphopt", "ORT static")}
+    assert best_peer(outcomes, {"graphopt": speed(1.5), "ORT static": speed(1.4)}) == "float"
