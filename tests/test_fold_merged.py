@@ -125,7 +125,8 @@ def test_arithmetic_that_may_mean_more_stays(nodes: str, why: str) -> None:
             <float magic = {{12582912}}, float three = {{3}}, float[40] row = {{{many}}},
              float[40, 1] column = {{{many}}}> {{ {nodes} }}""".replace(
             "(float[4, 4] x)", "(float[40, 40] x)" if "row" in nodes else "(float[4, 4] x)"
-        )
+        ),
+        max_growth=32,
     )
     assert done.declined(why)
     assert sum(done.ops.values()) >= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,22 @@ def tensor_cost(name: str, shape: tuple[int, ...], nbytes: int) -> int:
 
 def node_cost(node: gs.Node) -> int:
     """Return how many bytes go with a node, at least; the weights in its attributes count."""
-    names = (node.op, *([node.name] if node.name else []), *(tensor.name for tensor in (*node.inputs, *node.outputs)))
-    attributes = sum(len(name) + _attribute_cost(value) for name, value in node.attrs.items())
-    return _field(sum(_field(len(name)) for name in names) + attributes)
+    names = [str(tensor.name) for tensor in (*node.inputs, *node.outputs)]
+    return named_node_cost(node.op, node.name, names, node.attrs)
+
+
+def named_node_cost(op: str, name: str, tensors: Sequence[str], attrs: Mapping[str, Any]) -> int:
+    """Return how many bytes come with a node, at least.
+
+    Args:
+        op: Its operator.
+        name: Its name.
+        tensors: Names of its inputs and outputs.
+        attrs: Its attributes.
+    """
+    names = (op, *([name] if name else []), *tensors)
+    attributes = sum(len(key) + _attribute_cost(value) for key, value in attrs.items())
+    return _field(sum(_field(len(text)) for text in names) + attributes)
 
 
 def _attribute_cost(value: Any) -> int:

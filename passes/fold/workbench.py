@@ -199,19 +199,30 @@ class Workbench(View):
             values: Equal small vectors of one kind become one constant.
             beside: The node.
         """
-        root = self._root_of[id(self.graph_of(beside))]
-        key = (kind, id(root), values.dtype.name, values.shape, values.tobytes()) if values.nbytes <= _REUSED else None
-        if key is not None and key in self._made:
+        key = self._key_of(kind, values, beside)
+        if key in self._made:
             return self._made[key]
+        constant = Constant(self.free_name(self.constant_name(kind)), values)
         self._count += 1
-        constant = Constant(self.free_name(f"{kind}{self._count}"), values)
         self.budget -= array_cost(constant.name, values)
         if (self.model.graph.ir_version or 0) <= LISTED_INITIALIZERS and not self.in_function(beside):
             variable = Variable(constant.name, np.dtype(values.dtype), list(values.shape))
             return self.constant_node(constant, variable, beside)
-        if key is not None:
+        if values.nbytes <= _REUSED:
             self._made[key] = constant
         return constant
+
+    def constant_name(self, kind: str) -> str:
+        """Return the name that the next new constant of a kind wants."""
+        return f"{kind}{self._count + 1}"
+
+    def holds(self, kind: str, values: np.ndarray, beside: gs.Node) -> bool:
+        """Whether there is such a constant already."""
+        return self._key_of(kind, values, beside) in self._made
+
+    def _key_of(self, kind: str, values: np.ndarray, beside: gs.Node) -> Hashable:
+        content = values.tobytes() if values.nbytes <= _REUSED else None  # None: never there already
+        return kind, id(self.root_of(beside)), values.dtype.name, values.shape, content
 
     def constant_node(self, value: gs.Constant, output: gs.Tensor, beside: gs.Node) -> gs.Tensor:
         """Put a Constant node that makes `output` beside another node."""

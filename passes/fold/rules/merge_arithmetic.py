@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import Node
-from graphopt.passes.fold.rules.match import fuse
 from graphopt.passes.fold.rules.rule import Outcome, Rule
-from graphopt.passes.fold.sizes import array_cost, constant_cost, node_cost
+from graphopt.passes.fold.rules.sketch import Sketch, merge
 from graphopt.passes.fold.workbench import Workbench, is_standard
 
 _ADDITIVE = frozenset({"Add", "Sub"})
@@ -42,14 +40,7 @@ class MergeArithmetic(Rule):
         merged = _compose(outer, inner)
         if isinstance(merged, str):
             return merged
-        read = {id(tensor): tensor for tensor in merged.constants}
-        own = [t for t in read.values() if bench.uses(t) == sum(t is other for other in merged.constants)]
-        freed = node_cost(first) + sum(constant_cost(tensor) for tensor in own if isinstance(tensor, gs.Constant))
-        growth = array_cost("factor00", merged.operand) - freed
-        if growth > max(bench.budget, 0):
-            return f"the merged constant would take {growth} bytes more"
-        fuse([node, first], _node_of(merged, node, bench), bench)
-        return True
+        return merge([node, first], _sketch_of(merged), bench)
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,6 @@ class _Step:
         operand: Any shape, in double precision for floats.
         additive: Which of the two forms it is.
         dtype: Type of x.
-        constants: The tensors that hold the operand.
     """
 
     source: gs.Tensor
@@ -70,7 +60,6 @@ class _Step:
     operand: np.ndarray
     additive: bool
     dtype: np.dtype
-    constants: tuple[gs.Tensor, ...]
 
 
 def _step_of(node: gs.Node, bench: Workbench) -> _Step | None:
@@ -91,7 +80,7 @@ def _step_of(node: gs.Node, bench: Workbench) -> _Step | None:
             if not operand.all():
                 return None
             operand, sign = (1.0 / operand, 1) if index == 0 else (operand, -1)
-        return _Step(source, sign, operand, node.op in _ADDITIVE, values.dtype, (node.inputs[1 - index],))
+        return _Step(source, sign, operand, node.op in _ADDITIVE, values.dtype)
     return None
 
 
@@ -114,16 +103,14 @@ def _compose(outer: _Step, inner: _Step) -> _Step | str:
 
 def _joined(outer: _Step, inner: _Step, operand: np.ndarray) -> _Step | str:
     with np.errstate(over="ignore"):
-        rounded = operand.astype(outer.dtype)
+        rounded = np.asarray(operand, outer.dtype)
     if not np.isfinite(rounded.astype(np.float64)).all():
         return "the merged constant would not be finite"
-    constants = outer.constants + inner.constants
-    return _Step(inner.source, outer.sign * inner.sign, rounded, outer.additive, outer.dtype, constants)
+    return _Step(inner.source, outer.sign * inner.sign, rounded, outer.additive, outer.dtype)
 
 
-def _node_of(step: _Step, like: gs.Node, bench: Workbench) -> gs.Node:
-    """Return the node that does the step, without an output."""
-    operand = bench.new_constant("factor", step.operand, like)
+def _sketch_of(step: _Step) -> Sketch:
+    """Return the node that does the step."""
     if step.sign == 1:
-        return Node("Add" if step.additive else "Mul", like.name, {}, [step.source, operand], [])
-    return Node("Sub" if step.additive else "Div", like.name, {}, [operand, step.source], [])
+        return Sketch("Add" if step.additive else "Mul", [step.source, step.operand], "factor")
+    return Sketch("Sub" if step.additive else "Div", [step.operand, step.source], "factor")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import Node
 from graphopt.passes.fold.rules.reshape_target import constant_target
 from graphopt.passes.fold.rules.rule import Outcome, Rule
+from graphopt.passes.fold.rules.sketch import Sketch, merge
 from graphopt.passes.fold.workbench import Workbench, is_standard
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
@@ -39,14 +39,7 @@ class MergeReshapes(Rule):
         target = None if wanted is None else constant_target(wanted, bench.values.dims(source))
         if target is None:
             return f"its shape is not known well enough to skip the {first.op} before it"
-        shape = bench.new_constant("shape", np.array(target, np.int64), node)
-        merged = Node("Reshape", node.name, {}, [source, shape], [])
-        bench.add(merged, node)
-        bench.remove(node)
-        bench.remove(first)
-        merged.outputs.append(output)
-        bench.touch([merged, *output.outputs])
-        return True
+        return merge([node, first], Sketch("Reshape", [source, np.array(target, np.int64)], "shape"), bench)
 
 
 def _only_reshapes(node: gs.Node, bench: Workbench) -> bool:

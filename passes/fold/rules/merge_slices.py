@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import Node
 from graphopt.passes.fold.rules.rule import Outcome, Rule
+from graphopt.passes.fold.rules.sketch import Sketch, merge
 from graphopt.passes.fold.workbench import Workbench, is_standard
 
 _OPSET = 10  # the first in which the bounds are inputs
@@ -43,23 +43,14 @@ class MergeSlices(Rule):
         inner, outer = cut_of(first, bench), cut_of(node, bench)
         if inner is None or outer is None or set(inner.axes) & set(outer.axes):
             return False
-        bounds = [
-            bench.new_constant("slice", np.array(a + b, np.int64), node)
-            for a, b in (
-                (inner.starts, outer.starts),
-                (inner.ends, outer.ends),
-                (inner.axes, outer.axes),
-                (inner.steps, outer.steps),
-            )
-        ]
-        output = node.outputs[0]
-        merged = Node("Slice", node.name, {}, [first.inputs[0], *bounds], [])
-        bench.add(merged, node)
-        bench.remove(node)
-        bench.remove(first)
-        merged.outputs.append(output)
-        bench.touch([merged, *output.outputs])
-        return True
+        pairs = (
+            (inner.starts, outer.starts),
+            (inner.ends, outer.ends),
+            (inner.axes, outer.axes),
+            (inner.steps, outer.steps),
+        )
+        bounds = [np.array(a + b, np.int64) for a, b in pairs]
+        return merge([node, first], Sketch("Slice", [first.inputs[0], *bounds], "slice"), bench)
 
 
 def cut_of(node: gs.Node, bench: Workbench) -> Cut | None:

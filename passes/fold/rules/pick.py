@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import Node
 from graphopt.passes.fold.rules.merge_slices import cut_of
 from graphopt.passes.fold.rules.rule import Outcome, Rule
+from graphopt.passes.fold.rules.sketch import Sketch, merge
 from graphopt.passes.fold.workbench import Workbench, is_standard
 
 _TO_THE_END = 2**31 - 1
@@ -32,15 +32,8 @@ class Pick(Rule):
         axis = taken.axes[0]
         if axis != dropped[0] % len(shape) or taken.steps != [1] or not _single(taken.starts[0], taken.ends[0]):
             return False
-        output = node.outputs[0]
-        index = bench.new_constant("index", np.array(taken.starts[0], np.int64), node)
-        picked = Node("Gather", node.name, {"axis": axis}, [cut.inputs[0], index], [])
-        bench.add(picked, node)
-        bench.remove(node)
-        bench.remove(cut)
-        picked.outputs.append(output)
-        bench.touch([picked, *output.outputs])
-        return True
+        index = np.array(taken.starts[0], np.int64)
+        return merge([node, cut], Sketch("Gather", [cut.inputs[0], index], "index", {"axis": axis}), bench)
 
 
 def _single(start: int, end: int) -> bool:

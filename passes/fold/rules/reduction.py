@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import compress, product
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import Node
-from graphopt.passes.fold.rules.match import fuse
 from graphopt.passes.fold.rules.narrow_conv import axes_of
 from graphopt.passes.fold.rules.rule import Outcome, Rule
-from graphopt.passes.fold.sizes import array_cost, constant_cost, node_cost
+from graphopt.passes.fold.rules.sketch import Sketch, merge
 from graphopt.passes.fold.workbench import Workbench, is_standard
 
 _REDUCTIONS = frozenset(
@@ -20,7 +17,6 @@ _REDUCTIONS = frozenset(
      "ReduceSum", "ReduceSumSquare"}
 )  # fmt: skip
 _POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
-_MARGIN = 16  # bytes by which the cost of a node may be off
 _MAX_FREE = 4  # axes of size 1 that are weighed
 Dims = tuple[int | str, ...]
 
@@ -48,7 +44,7 @@ class KeptAxes(Rule):
         if found is None:
             return False
         op, (reduced, kept) = _POOLS.get(first.op, first.op), found
-        return _merge([node, first], _Reduction(op, reduced, kept), first, bench)
+        return merge([node, first], _reduction(op, first.inputs[0], reduced, bench.opset(node), kept=kept), bench)
 
 
 class ReduceSqueezed(Rule):
@@ -73,7 +69,8 @@ class ReduceSqueezed(Rule):
         found = _axes_for(wanted, dims, [left[axis] for axis in axes])
         if found is None:
             return False
-        return _merge([node, first], _Reduction(node.op, *found), node, bench)
+        reduced, kept = found
+        return merge([node, first], _reduction(node.op, first.inputs[0], reduced, bench.opset(node), kept=kept), bench)
 
 
 def reduced_axes(node: gs.Node, bench: Workbench) -> list[int] | None:
@@ -118,44 +115,9 @@ def _result(dims: Dims, axes: list[int], *, kept: bool) -> Dims:
     return tuple(size for axis, size in enumerate(dims) if axis not in axes)
 
 
-@dataclass(frozen=True)
-class _Reduction:
-    """A reduction to be made."""
-
-    op: str
-    axes: list[int]
-    kept: bool
-
-    def node(self, source: gs.Tensor, like: gs.Node, bench: Workbench) -> gs.Node:
-        """Return it as a node that reads the source, in the form that the operator set has."""
-        made = Node(self.op, like.name, {"keepdims": int(self.kept)}, [source], [])
-        if self.has_input(like, bench):
-            made.inputs.append(bench.new_constant("axes", self.values, like))
-        else:
-            made.attrs["axes"] = self.axes
-        return made
-
-    def has_input(self, like: gs.Node, bench: Workbench) -> bool:
-        """Whether the axes are an input rather than an attribute."""
-        return bench.opset(like) >= (13 if self.op == "ReduceSum" else 18)
-
-    @property
-    def values(self) -> np.ndarray:
-        """Axes as an input, [axes]."""
-        return np.array(self.axes, np.int64)
-
-
-def _merge(nodes: list[gs.Node], wanted: _Reduction, like: gs.Node, bench: Workbench) -> Outcome:
-    """Put a reduction in the place of two nodes, the later one first, unless that takes more bytes than were saved."""
-    last, first = nodes
-    names = len(first.inputs[0].name) + len(last.outputs[0].name)
-    sketch = Node(wanted.op, like.name, {"keepdims": 0, "axes": wanted.axes}, [], [])
-    growth = node_cost(sketch) + names + _MARGIN - sum(map(node_cost, nodes))
-    if wanted.has_input(like, bench):
-        growth += array_cost("axes", wanted.values)
-    own = [tensor for node in nodes for tensor in node.inputs[1:] if bench.uses(tensor) == 1]
-    growth -= sum(constant_cost(tensor) for tensor in own if isinstance(tensor, gs.Constant))
-    if growth > max(bench.budget, 0):
-        return f"a {wanted.op} with its axes would take {growth} bytes more"
-    fuse(nodes, wanted.node(first.inputs[0], like, bench), bench)
-    return True
+def _reduction(op: str, source: gs.Tensor, axes: list[int], opset: int, *, kept: bool) -> Sketch:
+    """Return a reduction in the form that the operator set has."""
+    attrs = {"keepdims": int(kept)}
+    if opset >= (13 if op == "ReduceSum" else 18):
+        return Sketch(op, [source, np.array(axes, np.int64)], "axes", attrs)
+    return Sketch(op, [source], attrs={**attrs, "axes": axes})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import Node
 from graphopt.passes.fold.rules.merge_slices import cut_of
 from graphopt.passes.fold.rules.rule import Outcome, Rule
+from graphopt.passes.fold.rules.sketch import Sketch, grows
 from graphopt.passes.fold.workbench import Workbench, is_standard
 
 _SPLIT_AS_INPUT = 13  # first operator set in which the sizes are an input
@@ -36,8 +36,7 @@ class SlicesToSplit(Rule):
         starts = [start for start, _, _ in pieces]
         if len(pieces) < 2 or pieces[0][2] is not node or bounds != [*starts, size] or bounds != sorted(set(bounds)):
             return False
-        _replace([piece for _, _, piece in pieces], axis, np.diff(bounds), bench)
-        return True
+        return _merge([piece for _, _, piece in pieces], axis, np.diff(bounds), bench)
 
 
 def _pieces(node: gs.Node, axis: int, size: int, bench: Workbench) -> list[Piece]:
@@ -53,15 +52,19 @@ def _pieces(node: gs.Node, axis: int, size: int, bench: Workbench) -> list[Piece
     return sorted(found, key=lambda piece: piece[:2])
 
 
-def _replace(slices: list[gs.Node], axis: int, sizes: np.ndarray, bench: Workbench) -> None:
+def _merge(slices: list[gs.Node], axis: int, sizes: np.ndarray, bench: Workbench) -> Outcome:
     source, outputs = slices[0].inputs[0], [piece.outputs[0] for piece in slices]
-    split = Node("Split", slices[0].name, {"axis": axis}, [source], [])
     if bench.opset(slices[0]) < _SPLIT_AS_INPUT:
-        split.attrs["split"] = [int(size) for size in sizes]
+        sketch = Sketch("Split", [source], attrs={"axis": axis, "split": [int(size) for size in sizes]})
     else:
-        split.inputs.append(bench.new_constant("split", sizes.astype(np.int64), slices[0]))
+        sketch = Sketch("Split", [source, sizes.astype(np.int64)], "split", {"axis": axis})
+    reason = grows(slices, sketch, outputs, bench)
+    if reason:
+        return reason
+    split = sketch.node(slices[0], bench)
     bench.add(split, slices[0])
     for piece in slices:
         bench.remove(piece)
     split.outputs.extend(outputs)
     bench.touch([split, *(user for tensor in outputs for user in tensor.outputs)])
+    return True
