@@ -307,6 +307,7 @@ def test_plural_and_seconds() -> None:
         "0 nodes",
     ]
     assert [words.seconds(0.0456), words.seconds(3.14), words.seconds(125)] == ["46 ms", "3.1 s", "2 min 5 s"]
+    assert [words.seconds(0.9996), words.seconds(119.97), words.seconds(179.9)] == ["1.0 s", "2 min 0 s", "3 min 0 s"]
 
 
 def test_environment(tmp_path: Path) -> None:

@@ -86,9 +86,12 @@ def seconds(value: float) -> str:
     """Return a duration."""
     if value < 0.01:
         return f"{value * 1000:.2f} ms"
-    if value < 1:
+    if value < 0.9995:
         return f"{value * 1000:.0f} ms"
-    return f"{value:.1f} s" if value < 120 else f"{int(value // 60)} min {value % 60:.0f} s"
+    if value < 119.95:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s"
 
 
 def plural(number: int, noun: str) -> str:
