@@ -26,6 +26,7 @@ from graphopt.runtime.session import open_session
 from graphopt.samples import open_samples
 from graphopt.targets import get_target
 
+DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 _CODES = 6  # differences allowed, in 255ths of an output's range
 _SIZE, _CHANNELS = 8, 24
 _REFERENCE = 21  # operator set in which onnx's reference evaluator has QuantizeLinear
@@ -116,18 +117,18 @@ def samples(seed: int, count: int = 6) -> list[Mapping[str, np.ndarray]]:
     return [{"x": rng.normal(size=(1, _CHANNELS, _SIZE, _SIZE)).astype(np.float32)} for _ in range(count)]
 
 
-def answers(
-    model: Model, data: Sequence[Mapping[str, np.ndarray]], *, reference: bool = True
-) -> dict[str, list[np.ndarray]]:
-    """Return what a model answers, fused, plain and in onnx's reference evaluator; the first output for each input."""
+def answers(model: Model, data: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """Return what a model answers fused, plain and in onnx's reference evaluator; the first output for each input."""
     found: dict[str, list[np.ndarray]] = {}
     for name, optimize in (("fused", True), ("plain", False)):
         with open_session(model, optimize=optimize) as session:
             found[name] = [session.run(feeds)[session.outputs[0]] for feeds in data]
-    if reference:
-        evaluator = ReferenceEvaluator(model.to_proto())
-        results: list[Any] = [evaluator.run(None, dict(feeds)) for feeds in data]
-        found["reference"] = [np.asarray(outputs[0]) for outputs in results]
+    proto = model.to_proto()
+    if model.opset < _REFERENCE:
+        proto = onnx.version_converter.convert_version(proto, _REFERENCE)
+    evaluator = ReferenceEvaluator(proto)
+    results: list[Any] = [evaluator.run(None, dict(feeds)) for feeds in data]
+    found["reference"] = [np.asarray(outputs[0]) for outputs in results]
     return found
 
 
@@ -155,6 +156,14 @@ def test_networks_mean_the_same_everywhere_and_nothing_is_left_inside(seed: int)
     fates = Counter(item.became for item in account(model, get_target("cpu-avx2")))
     assert fates["left"] == 0, fates
     assert fates["kernel"] > 20, fates
+
+
+def test_a_trained_model_means_the_same_everywhere() -> None:
+    model = load(DIGITS / "model.onnx")
+    data = list(open_samples(DIGITS / "samples.npz", model.interface).take(16))
+    found = answers(quantized(model.to_proto(), data, "fold,quant:mode=static", "cpu-avx2"), data)
+    assert codes_apart(found["fused"], found["plain"]) <= _CODES
+    assert codes_apart(found["reference"], found["plain"]) <= _CODES
 
 
 def test_weights_with_eight_bits_mean_the_same_where_nothing_saturates() -> None:
@@ -209,13 +218,9 @@ def test_real_models_mean_the_same_everywhere_and_nothing_is_left_inside(model_o
         pytest.skip("nothing in it has an integer kernel with fixed ranges")
     assert all(item.became != "left" for item in account(result.model, target))
     data = list(open_samples(samples_file, before.interface).take(2))
-    found = answers(result.model, data, reference=False)
+    found = answers(result.model, data)
     assert mean_codes_apart(found["fused"], found["plain"]) <= 1
-    proto = result.model.to_proto()
-    if result.model.opset < _REFERENCE:
-        proto = onnx.version_converter.convert_version(proto, _REFERENCE)
-    results: list[Any] = [ReferenceEvaluator(proto).run(None, dict(feeds)) for feeds in data]
-    assert mean_codes_apart([np.asarray(outputs[0]) for outputs in results], found["plain"]) <= 1
+    assert mean_codes_apart(found["reference"], found["plain"]) <= 1
 
 
 def mean_codes_apart(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
