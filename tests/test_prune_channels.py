@@ -483,3 +483,16 @@ def test_channels_that_never_move_are_not_turned() -> None:
     for pixels, count in ((np.zeros((4, 3, 6, 6)), 0), (np.random.default_rng(0).normal(size=(4, 3, 6, 6)), 1)):
         samples = open_samples({"x": pixels.astype(np.float32)}, model.interface)
         assert len(turnings(model, found, samples, SilentProgress())) == count
+
+
+def test_dead_channels_go_whatever_the_ratio() -> None:
+    model = WIDE.model()
+    weights = {tensor.name: tensor for node in model.graph.nodes for tensor in node.inputs}
+    dead = np.array(weights["w"].values)
+    dead[:, [1, 3, 5, 7, 9, 11, 13, 15, 17]] = 0
+    weights["w"].values = dead
+    _, smaller, report = pruned(onnx.printer.to_text(model.to_proto()), of="macs", ratio=0.0)
+    shapes = {node.outputs[0].name: node.inputs[1].shape for node in smaller.graph.nodes if node.op == "Conv"}
+    assert shapes["h"][0] == 16
+    assert report.metrics["channels"] == 8
+    assert error_of(model, smaller) < 1e-6

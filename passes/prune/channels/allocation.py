@@ -9,6 +9,8 @@ import numpy as np
 
 from graphopt.passes.prune.channels.costs import Costs
 
+_FREE = 1e-10  # loss, relative to the variance of outputs: rounding
+
 
 @dataclass(frozen=True, eq=False)
 class Curve:
@@ -50,14 +52,14 @@ def allocate(curves: Sequence[Curve], costs: Costs, ratio: float) -> list[int]:
 
     Greedy: the next step is the one that loses least for what it saves, steps being those to any later point of a
     curve, so that what is dear to begin and cheap to finish, as a whole branch is, has its chance. What has then gone
-    too much is given back where that gains most.
+    too much is given back where that gains most. What loses nothing, as dead channels do, goes whatever the ratio.
 
     Args:
         curves: One a group.
         costs: What the groups cost together.
         ratio: Fraction of the cost that is to go, in [0, 1); less goes if there is not enough.
     """
-    place = np.zeros(len(curves), int)
+    place = np.array([np.count_nonzero(item.losses <= max(_FREE, item.losses[0])) - 1 for item in curves])
     target = (1 - ratio) * float(costs.total(np.ones(len(curves))))
     while float(costs.total(_left(curves, place))) > target * (1 + 1e-9):
         steps = [
@@ -110,8 +112,8 @@ def _given_back(curves: Sequence[Curve], costs: Costs, place: np.ndarray, target
     gained = np.array([curves[index].losses[place[index]] - curves[index].losses[earlier] for index, earlier in steps])
     gained[~allowed] = -1.0
     best = int(np.argmax(gained))
-    if gained[best] < 0:
-        return None
+    if gained[best] <= 0:
+        return None  # what is lost by nobody goes, wanted or not
     moved = place.copy()
     moved[steps[best][0]] = steps[best][1]
     return moved

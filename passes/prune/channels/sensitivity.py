@@ -16,6 +16,7 @@ from graphopt.runtime.session import open_session
 from graphopt.samples import Samples
 
 _SAMPLES = 8  # what is measured on; it has to be right within tens of percent
+_ROUNDING = 1e-9  # losses below it are none, and tell nothing of those that follow
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -41,7 +42,7 @@ class Meter:
         """
         counts = [trial.count for trial in ranking.trials]
         errors = [output_error(self._reference, _outputs(self._tried(trial), self._few)) for trial in ranking.trials]
-        factors = np.array(errors) / np.maximum(ranking.losses[np.array(counts) - 1], _TINY)
+        factors = np.array(errors) / np.maximum(ranking.losses[np.array(counts) - 1], _ROUNDING)
         measured = ranking.losses * np.interp(np.arange(1, len(ranking.losses) + 1), counts, factors)
         return np.asarray(np.maximum.accumulate(measured))
 

@@ -58,11 +58,11 @@ def _in_rounds(plan: Plan, model: Model, ratio: float, context: Context, options
             clean(model.graph)
             infer_shapes(model)
             plan = make_plan(model, context, later)
-        if wanted >= left:
+        if index and wanted >= left:
             continue
         reports.append(carry_out(plan, model, 1 - wanted / left, context, options))
         left *= reports[-1].metrics[f"{options.of}_left"]
-    last = reports[-1] if reports else PassReport(0, plan.found.skips)
+    last = reports[-1]
     totals = {"channels": sum(report.metrics["channels"] for report in reports), f"{options.of}_left": left}
     return replace(last, changed=sum(report.changed for report in reports), metrics={**last.metrics, **totals})
 
