@@ -34,6 +34,7 @@ _DRAWN = 4  # random inputs to judge on where there are no samples
 _TIMED = 3  # samples that nodes are timed on
 _FEW = 4  # samples that tell where an error comes from
 _LOOKED = 24  # samples that they are chosen from
+_TOLD = 0.001  # of the error; nodes without weights that cause less are left float for want of company
 _BLOCKS = 2**20  # weights in matrices from which on blocks are tried
 _NO_DATA = "ranges are found at run time (dynamic int8); with --data, fixed ranges also make Conv and others int8"
 _DELICATE = frozenset({"attention", "softmax", "sigmoid"})  # their integers lose much for little time
@@ -220,7 +221,7 @@ class Run:
         self._skip(
             Skip(names[position], f"left float to stay within {limit}: it causes {share:.1%} of the error of int8")
             for position, share in sorted(best.left.items(), key=lambda pair: -(pair[1] or 0.0))
-            if share is not None
+            if share is not None and (position in weighted or share >= _TOLD)
         )
         self._skip(
             Skip(names[position], "its integer form, with its conversions, takes longer here than its bytes are worth")

@@ -80,13 +80,13 @@ class Search:
         """Return the best candidate that pays and holds the limit, and all candidates as far as they were measured.
 
         Plans are tried from the fastest to the slowest, as long as one may be clearly faster than the best so far,
-        which may have become slower by the nodes that were left float to hold the limit.
+        which may have become slower, or clearly smaller and as fast: nodes may have been left float to hold the limit.
         """
         judged: list[Judged] = []
         best: Judged | None = None
         for item in sorted(map(self._timed, plans), key=lambda item: item.speed):
-            if item.candidate.changed and self.pays(item) and (best is None or item.speed < best.speed - _EQUAL):
-                item = self._held(item)
+            if item.candidate.changed and self.pays(item) and (best is None or _promises(item, best)):
+                item = self._held(item, thin=best is None or item.speed < best.speed - _EQUAL)
                 if self._holds(item.drop) and item.candidate.changed and self.pays(item) and _better(item, best):
                     best = item
             judged.append(item)
@@ -131,13 +131,12 @@ class Search:
     def _holds(self, drop: Drop | None) -> bool:
         return drop is None or drop.within(self.limit)
 
-    def _held(self, item: Judged) -> Judged:
-        """Measure the loss; where it is too large, choose ranges again, then leave nodes float."""
+    def _held(self, item: Judged, *, thin: bool) -> Judged:
+        """Measure the loss; where it is too large and `thin`, choose ranges again, then leave nodes float."""
         drop = self.measure_drop(item.candidate.model)
-        if self._holds(drop):
-            return Judged(item.candidate, drop, item.latency, item.left)
-        assert drop is not None
         failed = Judged(item.candidate, drop, item.latency, item.left)
+        if self._holds(drop) or not thin:
+            return failed
         error = self.error(item.candidate.model)
         if error is None:
             return failed
@@ -243,6 +242,12 @@ class Search:
 
 def _loss(drop: Drop) -> float:
     return drop.value if drop.established is None else drop.established
+
+
+def _promises(item: Judged, best: Judged) -> bool:
+    """Whether a candidate is clearly faster than the best, or as fast and clearly smaller."""
+    smaller = item.candidate.model.weight_bytes <= (1 - _WORTH) * best.candidate.model.weight_bytes
+    return item.speed < best.speed - _EQUAL or (smaller and item.speed <= best.speed + _EQUAL)
 
 
 def _better(item: Judged, other: Judged | None) -> bool:
