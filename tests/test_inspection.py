@@ -67,7 +67,8 @@ def test_time_of_bodies_is_not_their_node_s() -> None:
     model = model_of(BRANCHES, w=random(4, 4))
 
     def run(outer: float) -> list[Execution]:
-        return [Execution(0, outer, (), ()), Execution(1, 2.0, (), ()), Execution(None, 0.5, (), ())]
+        times = ((0, outer), (1, 2.0), (None, 0.5))
+        return [Execution(node, "", seconds, (), ()) for node, seconds in times]
 
     own, added = own_seconds(model, [run(9.0), run(3.0), run(3.0), run(7.0)])
     assert own == [1.0, 2.0, 0.0, 0.0]  # the first run does not count

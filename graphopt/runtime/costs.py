@@ -6,31 +6,21 @@ does. ONNX Runtime's profile does: it records every executed node with the shape
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_graphsurgeon as gs
-import onnxruntime as ort
 
 from graphopt.cost import Figures, figures
-from graphopt.errors import ModelError
 from graphopt.filesize import Scale
-from graphopt.ir.graph import bodies, walk_nodes
+from graphopt.ir.graph import bodies
 from graphopt.macs import Shape, counts, node_macs
 from graphopt.model import Model
-from graphopt.runtime.messages import RUNTIME_ERRORS, one_line
-from graphopt.runtime.session import CPU, Session
+from graphopt.runtime.trace import Execution, nodes_of, trace
 from graphopt.shapes import shapes_for
 
 if TYPE_CHECKING:
     from graphopt.samples import Feeds
-
-_SILENT = 4  # severity: only what ends the process; everything else comes as an exception as well
-_SUFFIX = "_kernel_time"
 
 
 def figures_on(model: Model, feeds: Feeds | None, *, scale: Scale | None = None) -> Figures:
@@ -66,50 +56,26 @@ def executed_macs(model: Model, feeds: Feeds) -> int | None:
     Raises:
         ModelError: ONNX Runtime cannot run the model.
     """
-    attributes = {node.name: node.attrs for root in (model.graph, *model.graph.functions) for node in walk_nodes(root)}
+    nodes = nodes_of(model)
+    (executions,) = trace(model, feeds, optimize=False)
     total = 0
-    for event in _profile(model, feeds):
-        name, arguments = event["name"].removesuffix(_SUFFIX), event["args"]
-        if not counts(arguments["op_name"]):
-            continue
-        macs = _event_macs(arguments, attributes.get(name, {}))
+    for execution in executions:
+        attributes = {} if execution.node is None else nodes[execution.node].attrs
+        macs = _macs(execution, attributes) if counts(execution.kernel) else 0
         if macs is None:
             return None
         total += macs
     return total
 
 
-def _event_macs(arguments: dict[str, Any], attributes: dict[str, Any]) -> int | None:
-    op = arguments["op_name"]
-    if op == "Einsum" and "equation" not in attributes:
+def _macs(execution: Execution, attributes: dict[str, Any]) -> int | None:
+    if execution.kernel == "Einsum" and "equation" not in attributes:
         return None
+    node = gs.Node(execution.kernel, attrs=attributes)
     shapes: dict[int, Shape] = {}
-    node = gs.Node(op, attrs=attributes)
-    for listed, recorded in ((node.inputs, "input_type_shape"), (node.outputs, "output_type_shape")):
-        for entry in arguments[recorded]:
-            tensor = gs.Variable(f"{recorded}{len(listed)}")
-            shapes[id(tensor)] = tuple(next(iter(entry.values())))
+    for listed, recorded in ((node.inputs, execution.inputs), (node.outputs, execution.outputs)):
+        for shape in recorded:
+            tensor = gs.Variable(f"{len(shapes)}")
+            shapes[id(tensor)] = shape
             listed.append(tensor)
     return node_macs(node, lambda tensor: shapes.get(id(tensor)))
-
-
-def _profile(model: Model, feeds: Feeds) -> Iterator[dict[str, Any]]:
-    """Yield what ONNX Runtime recorded about each executed node, in bodies too, once for every time it ran."""
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        path = Path(folder) / "model.onnx"
-        model.write_scratch(path)
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = _SILENT
-        options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights are not recorded
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        try:
-            runtime = ort.InferenceSession(str(path), options, providers=[CPU])
-        except RUNTIME_ERRORS as error:
-            raise ModelError(f"ONNX Runtime does not take the model: {one_line(error)}") from error
-        with Session(runtime, CPU) as session:
-            session.run(feeds)
-        events = json.loads(Path(runtime.end_profiling()).read_text(encoding="utf-8"))
-    yield from (event for event in events if event["cat"] == "Node" and event["name"].endswith(_SUFFIX))

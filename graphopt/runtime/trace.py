@@ -44,12 +44,14 @@ class Execution:
     Attributes:
         node: Position of the node it comes from, as `nodes_of` counts; None for what the runtime added of its own. Of
             nodes that were fused it is the one that the kernel is named for, or else the last.
+        kernel: Operator that ran, such as FusedConv.
         seconds: Time, that of the node's bodies included.
         inputs: Shapes of the dense tensors that it read, inputs that are left out not counted.
         outputs: Shapes of the dense tensors that it wrote.
     """
 
     node: int | None
+    kernel: str
     seconds: float
     inputs: tuple[Shape, ...]
     outputs: tuple[Shape, ...]
@@ -70,7 +72,8 @@ def trace(
         feeds: One sample.
         runs: How often at most; the first run is slower than the others.
         seconds: After this time no run is begun, but for the second one.
-        optimize: Whether the runtime's graph optimizations are on, as they are for users.
+        optimize: Whether the runtime's graph optimizations are on, as they are for users; without them the shapes of
+            weights are told too.
         threads: Threads inside an operator.
 
     Raises:
@@ -86,6 +89,7 @@ def trace(
         options.log_severity_level = _SILENT
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights are not recorded
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         try:
@@ -202,6 +206,7 @@ def _named_for(last: gs.Node, kernel: str) -> gs.Node:
 def _execution(event: Mapping[str, Any], node: int | None) -> Execution:
     return Execution(
         node=node,
+        kernel=event["args"]["op_name"],
         seconds=float(event["dur"]) * 1e-6,
         inputs=_shapes(event["args"].get("input_type_shape", ())),
         outputs=_shapes(event["args"].get("output_type_shape", ())),
