@@ -13,6 +13,7 @@ from graphopt.evaluate import Evaluator
 from graphopt.ir.graph import Constant
 from graphopt.model import Model
 from graphopt.passes.equalize import Equalize
+from graphopt.passes.equalize.bounds import channel_bounds
 from graphopt.passes.equalize.ends import along, in_groups
 from graphopt.passes.equalize.scales import exponents
 from graphopt.passes.equalize.spaces import find_spaces
@@ -239,7 +240,8 @@ def test_smooth_evens_out_activations() -> None:
 UNCHANGED = {
     "graph output": """agraph (float[N, 4] x, float[4, 6] a, float[6, 5] c) => (float[N, 6] h, float[N, 5] y)
         { h = MatMul(x, a) r = Relu(h) y = MatMul(r, c) }""",
-    "Clip reads it": """agraph (float[N, 4] x, float[4, 6] a, float[6, 5] c) => (float[N, 5] y)
+    "Clip reads it, which may act on every channel": """agraph (float[N, 4] x, float[4, 6] a, float[6, 5] c)
+        => (float[N, 5] y)
         <float low = {0}, float high = {6}>
         { h = MatMul(x, a) r = Clip(h, low, high) y = MatMul(r, c) z = MatMul(h, c) }""",
     "something else uses a too": """agraph (float[N, 4] x, float[4, 4] a, float[4, 5] c) => (float[N, 5] y)
@@ -252,11 +254,57 @@ UNCHANGED = {
         { h = MatMul(x, a) r = Relu(h) y = MatMul(r, c)
           z = If(yes) <then_branch = g () => (float[N, 6] p) { p = Neg(r) },
                        else_branch = k () => (float[N, 6] q) { q = Abs(r) }> }""",
+    "its channels are not those that the weight reads": """agraph (float[N, 6, 4] x, float[4, 6] a, float[5, 6, 1] c)
+        => (float[N, 5, 6] y) { h = MatMul(x, a) y = Conv(h, c) }""",
+    "MaxPool reads it": """agraph (float[N, 6, 4] x, float[4, 6] a, float[3, 5] c,
+        float[6, 5] d) => (float[N, 6, 5] y, float[N, 6, 5] z)
+        { h = MatMul(x, a) p = MaxPool<kernel_shape = [2], strides = [2]>(h) y = MatMul(p, c) z = MatMul(h, d) }""",
     "Softmax reads it": """agraph (float[N, 4] x, float[4, 6] a, float[6, 5] c) => (float[N, 5] y, float[N, 6] z)
         { h = MatMul(x, a) y = MatMul(h, c) z = Softmax(h) }""",
     "Add reads it": """agraph (float[N, 6] x, float[6, 6] a, float[6, 5] c) => (float[N, 5] y)
         { h = MatMul(x, a) s = Add(h, x) y = MatMul(s, c) z = MatMul(h, c) }""",
 }
+
+
+CLIPPED = """
+agraph (float[N, 2, 4, 4] x, float[4, 2, 1, 1] a, float[4, 1, 1, 1] d, float[4] b, float[3, 4, 1, 1] c)
+  => (float[N, 3, 4, 4] y) <float low = {0}, float high = {6}>
+{ h = Conv(x, a) r = Clip(h, low, high) e = Conv<group = 4>(r, d, b) s = Clip(e, low, high) y = Conv(s, c) }
+"""
+
+
+def clipped(d: list[float], c: list[float]) -> onnx.ModelProto:
+    """Return a model with a depthwise layer between two Clips, whose inputs are large enough for the first to act."""
+    proto = weighted(CLIPPED)
+    wanted = {"a": np.full((4, 2, 1, 1), 100), "d": np.reshape(d, (4, 1, 1, 1)), "b": np.zeros(4)}
+    wanted["c"] = np.tile(np.reshape(c, (1, 4, 1, 1)), (3, 1, 1, 1))
+    for item in proto.graph.initializer:
+        if item.name in wanted:
+            item.CopyFrom(numpy_helper.from_array(wanted[item.name].astype(np.float32), item.name))
+    return proto
+
+
+def test_a_clip_lets_channels_pass_that_never_reach_its_end() -> None:
+    before = clipped([0.01, 0.4, 1.5, -1], [16, 16, 16, 16])
+    after, report = equalized(before)
+    assert report.changed == 1
+    assert_same_bits(before, after)
+    grown = weights_of(after)["d"].ravel() / weights_of(before)["d"].ravel()
+    # 0.01 and 16 meet at 0.4. 0.4 would grow more than once, but 2.4 twice doubled exceeds 6. What may exceed 6 as it
+    # is stays. The last is never above 0.
+    np.testing.assert_array_equal(grown, [32, 2, 1, 4])
+    assert equalized(after)[1].changed == 0
+
+
+def test_bounds_are_those_of_the_worst_inputs() -> None:
+    model = Model.from_proto(clipped([1, 0.5, -2, 0], [1, 1, 1, 1]))
+    infer_shapes(model)
+    names = {id(tensor): tensor.name for node in model.graph.nodes for tensor in node.outputs}
+    found = {names[key]: value for key, value in channel_bounds(model.graph).items()}
+    assert found.keys() == {"r", "e", "s", "y"}  # nothing is known of h: x may be anything
+    np.testing.assert_allclose(found["e"], [[0, 0, -12, 0], [6, 3, 0, 0]], atol=1e-3)
+    np.testing.assert_allclose(found["s"], [[0, 0, 0, 0], [6, 3, 0, 0]], atol=1e-3)
+    np.testing.assert_allclose(found["y"], [[0] * 3, [9] * 3], atol=1e-3)
 
 
 @pytest.mark.parametrize("reason", UNCHANGED)

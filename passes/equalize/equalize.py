@@ -28,8 +28,11 @@ class Equalize(Pass):
     normalization; B is a convolution or matrix. No operator comes or goes, and outputs stay the same to the last bit;
     but int8 with one scale a tensor then has the same number of steps for every channel.
 
-    Left alone are tensors that are outputs, that other operators read (a Clip or GELU is not the same at another
-    scale), and those whose weights something else uses too.
+    A Clip from zero on (ReLU6) commutes for channels that never reach its upper end, before and after: those of which
+    intervals of what they are computed from prove it, whatever the inputs of the model are.
+
+    Left alone are tensors that are outputs, that other operators read (a GELU is not the same at another scale), and
+    those whose weights something else uses too.
 
     Sources: Nagel et al., arXiv:1906.04721, section 4.1 (cle); Xiao et al., arXiv:2211.10438 (smooth).
 
@@ -77,7 +80,7 @@ class Equalize(Pass):
                 else:
                     before = [end.extent() for end in space.makers if not end.is_bias]
                 step = exponents(before, [end.extent() for end in space.readers], self.share if seen else 0.5)
-                step = _safe(space, step)
+                step = _safe(space, _below_ceiling(step, space.room, total[index]))
                 if step.any():
                     _apply(space, step)
                     total[index] += step
@@ -85,6 +88,13 @@ class Equalize(Pass):
             if not moved:
                 break
         return total
+
+
+def _below_ceiling(step: np.ndarray, room: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Return the exponents, raised so that no channel reaches the ceiling, and 0 where it may do so as it is."""
+    least = np.ceil(np.log2(np.where((room > 0) & (room <= 1), room, 1.0))).astype(np.int64) - total
+    step = np.where((room > 0) & (room <= 1), np.maximum(step, least), step)
+    return np.where(room > 1, 0, step)
 
 
 def _safe(space: Space, step: np.ndarray) -> np.ndarray:

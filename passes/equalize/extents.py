@@ -11,7 +11,7 @@ from graphopt.ir.clean import clean
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 from graphopt.model import Model
-from graphopt.passes.equalize.operators import Axes
+from graphopt.passes.equalize.roles import Axes
 from graphopt.progress import Progress
 from graphopt.runtime.session import open_session
 from graphopt.samples import Samples

@@ -1,42 +1,22 @@
-"""What operators do with the channels of tensors, as far as a factor for each channel is concerned."""
+"""Rules by operator: which constants make the channels of a tensor, which read them, and what hands them on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.passes.equalize import moves
+from graphopt.passes.equalize.bounds import clip_range
 from graphopt.passes.equalize.ends import End, along, beside, in_groups
-
-Axes = tuple[int, ...]
-"""Axes of a tensor that together count its channels, in row-major order."""
-
-
-@dataclass
-class Roles:
-    """What a node does with channels; variables that are not mentioned must keep their channels as they are.
-
-    Attributes:
-        makes: Output -> its channels' axes and the constants that make them.
-        reads: Input -> the constant that reads its channels.
-        hands_on: Inputs whose channels the output has, scaled as they are, and the axes they have there.
-    """
-
-    makes: list[tuple[gs.Tensor, Axes, tuple[End, ...]]] = field(default_factory=list)
-    reads: list[tuple[gs.Tensor, End]] = field(default_factory=list)
-    hands_on: list[tuple[gs.Tensor, Axes]] = field(default_factory=list)
-
-
-Known = Callable[[gs.Tensor], Axes]
-"""Axes of a tensor whose channels some constant makes and nothing keeps from being scaled; else empty."""
+from graphopt.passes.equalize.roles import Axes, Known, Roles, is_static, rank_of, sizes_of, spans
 
 
 def roles(node: gs.Node, known: Known) -> Roles:
     """Return what a node does with channels."""
     rule = _RULES.get(node.op) if node.domain in (None, "", "ai.onnx") else None
-    if rule is None or not node.outputs or not node.inputs or _rank(node.outputs[0]) is None:
+    if rule is None or not node.outputs or not node.inputs or rank_of(node.outputs[0]) is None:
         return Roles()
     return rule(node, known)
 
@@ -62,7 +42,7 @@ def _matmul(node: gs.Node, known: Known) -> Roles:
     first, second = node.inputs
     weight = _weight(node)
     if weight is not None:
-        rank = _rank(node.outputs[0])
+        rank = rank_of(node.outputs[0])
         usable = len(weight.shape) == 2 and rank is not None and rank >= 2
         return _layer(node, (rank - 1,), along(weight, 1), along(weight, 0), None) if usable and rank else Roles()
     axes = known(second)
@@ -75,20 +55,20 @@ def _matmul(node: gs.Node, known: Known) -> Roles:
 
 
 def _layer(node: gs.Node, axes: Axes, maker: End, reader: End, bias: gs.Constant | bool | None) -> Roles:
-    """Return the roles of a linear layer: it reads the channels of its first input and makes those of its output."""
+    """Return the roles of a linear layer, which reads channels and makes others on the same axis."""
     makers = [maker]
     if isinstance(bias, gs.Constant):
         width = maker.channels
         follower = along(bias, -1, is_bias=True) if bias.shape else None
         if follower is None or follower.channels != width or int(np.prod(bias.shape)) != width:
-            return Roles(reads=[(node.inputs[0], reader)])
+            return Roles(reads=[(node.inputs[0], axes, reader)])
         makers.append(follower)
-    return Roles([(node.outputs[0], axes, tuple(makers))], [(node.inputs[0], reader)])
+    return Roles([(node.outputs[0], axes, tuple(makers))], [(node.inputs[0], axes, reader)])
 
 
 def _norm(node: gs.Node, _: Known) -> Roles:
     """LayerNormalization, RMSNormalization, InstanceNormalization, BatchNormalization: scale and bias make channels."""
-    rank = _rank(node.outputs[0])
+    rank = rank_of(node.outputs[0])
     scale, bias = node.inputs[1], _optional(node, 2)
     last = node.op in ("LayerNormalization", "RMSNormalization")
     if not isinstance(scale, gs.Constant) or bias is False or len(scale.shape) != 1 or not rank:
@@ -114,15 +94,15 @@ def _mul(node: gs.Node, known: Known) -> Roles:
     if constant is not None and np.dtype(constant.dtype).kind != "f":
         return Roles()
     if constant is None or tensor is None:
-        choices = [item for item in node.inputs if known(item) and _spans(item, known(item), shape)]
+        choices = [item for item in node.inputs if known(item) and spans(item, known(item), shape)]
         return Roles(hands_on=[(choices[0], known(choices[0]))]) if choices else Roles()
     axes = known(tensor) or (len(shape) - 1,)
-    end = beside(constant, _sizes(shape), axes, is_bias=False) if _static(shape, axes) else None
+    end = beside(constant, sizes_of(shape), axes, is_bias=False) if is_static(shape, axes) else None
     if end is None or node.op == "Div":
         single = int(np.prod(constant.shape)) == 1 or end is not None
         handed = node.op == "Mul" or node.inputs[0] is tensor
         return _plain_of(tensor, known) if single and handed and len(tensor.shape or ()) == len(shape) else Roles()
-    reads = [(tensor, end)] if known(tensor) and len(tensor.shape or ()) == len(shape) else []
+    reads = [(tensor, axes, end)] if known(tensor) and len(tensor.shape or ()) == len(shape) else []
     return Roles([(node.outputs[0], axes, (end,))], reads)
 
 
@@ -135,69 +115,27 @@ def _add(node: gs.Node, known: Known) -> Roles:
     constant, tensor = _constant_operand(node)
     shape = node.outputs[0].shape
     operands = [tensor] if constant is not None else list(node.inputs)
-    if any(item is None or not known(item) or not _spans(item, known(item), shape) for item in operands):
+    if any(item is None or not known(item) or not spans(item, known(item), shape) for item in operands):
         return Roles()
     axes = known(operands[0])
     if any(known(item) != axes for item in operands):
         return Roles()
     found = Roles(hands_on=[(item, axes) for item in operands])
     if constant is not None:
-        end = beside(constant, _sizes(shape), axes, is_bias=True)
+        end = beside(constant, sizes_of(shape), axes, is_bias=True)
         if end is None:
             return Roles()
         found.makes.append((node.outputs[0], axes, (end,)))
     return found
 
 
-def _transpose(node: gs.Node, known: Known) -> Roles:
-    axes = known(node.inputs[0])
-    rank = _rank(node.outputs[0])
-    if not axes or not rank:
+def _clip(node: gs.Node, known: Known) -> Roles:
+    """From zero on: ReLU, for channels that never reach the upper end."""
+    ends, found = clip_range(node), _plain(node, known)
+    if not found.hands_on or ends is None or ends[0] not in (0.0, -np.inf) or ends[1] <= 0:
         return Roles()
-    order = [int(axis) for axis in node.attrs.get("perm", range(rank - 1, -1, -1))]
-    moved = tuple(order.index(axis) for axis in axes)
-    return Roles(hands_on=[(node.inputs[0], moved)]) if moved == tuple(sorted(moved)) else Roles()
-
-
-def _reshape(node: gs.Node, known: Known) -> Roles:
-    """Reshape, Flatten, Squeeze: channels on the last axes may be split or joined, whatever happens to those before."""
-    axes, shape, found = known(node.inputs[0]), node.inputs[0].shape, node.outputs[0].shape
-    if not axes:
-        return Roles()
-    tail = _tail(shape, axes)
-    if not tail:
-        return Roles()
-    wanted, size = int(np.prod([shape[axis] for axis in axes])), 1
-    moved: list[int] = []
-    for axis in range(len(found) - 1, -1, -1):
-        if size == wanted:
-            break
-        if not isinstance(found[axis], int):
-            return Roles()
-        size *= found[axis]
-        moved.insert(0, axis)
-    return Roles(hands_on=[(node.inputs[0], tuple(moved))]) if size == wanted else Roles()
-
-
-def _tail(shape: list[int | str | None], axes: Axes) -> bool:
-    """Whether axes are the last ones, except for others of size 1."""
-    rest = [axis for axis in range(axes[0], len(shape)) if axis not in axes]
-    return all(shape[axis] == 1 for axis in rest) and all(isinstance(shape[axis], int) for axis in axes)
-
-
-def _reduce(node: gs.Node, known: Known) -> Roles:
-    """Reductions within a channel."""
-    axes, rank = known(node.inputs[0]), len(node.inputs[0].shape or ())
-    over = node.inputs[1].values if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant) else None
-    over = node.attrs.get("axes") if over is None else over
-    if not axes or over is None:
-        return Roles()
-    gone = {int(axis) % rank for axis in over}
-    if gone & set(axes):
-        return Roles()
-    kept = bool(node.attrs.get("keepdims", 1))
-    moved = axes if kept else tuple(axis - sum(item < axis for item in gone) for axis in axes)
-    return Roles(hands_on=[(node.inputs[0], moved)])
+    found.ceiling = ends[1]
+    return found
 
 
 def _dropout(node: gs.Node, known: Known) -> Roles:
@@ -205,7 +143,7 @@ def _dropout(node: gs.Node, known: Known) -> Roles:
 
 
 def _pool(node: gs.Node, known: Known) -> Roles:
-    return _plain(node, known) if len(node.outputs) == 1 else Roles()
+    return _plain(node, known) if len(node.outputs) == 1 and known(node.inputs[0]) == (1,) else Roles()
 
 
 def _prelu(node: gs.Node, known: Known) -> Roles:
@@ -232,36 +170,19 @@ def _constant_operand(node: gs.Node) -> tuple[gs.Constant | None, gs.Tensor | No
     return (first, second) if isinstance(first, gs.Constant) else (None, None)
 
 
-def _rank(tensor: gs.Tensor) -> int | None:
-    return None if tensor.shape is None else len(tensor.shape)
-
-
-def _sizes(shape: list[int | str | None]) -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) else -1 for size in shape)
-
-
-def _static(shape: list[int | str | None], axes: Axes) -> bool:
-    return bool(shape) and all(isinstance(shape[axis], int) for axis in axes)
-
-
-def _spans(tensor: gs.Tensor, axes: Axes, shape: list[int | str | None]) -> bool:
-    """Whether a tensor has the rank of a shape, and its channels' sizes."""
-    mine = tensor.shape
-    return mine is not None and len(mine) == len(shape) and all(mine[axis] == shape[axis] for axis in axes)
-
-
 _RULES: dict[str, Callable[[gs.Node, Known], Roles]] = {
     **dict.fromkeys(("Conv", "ConvTranspose"), _conv),
     "Gemm": _gemm,
     "MatMul": _matmul,
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "InstanceNormalization", "BatchNormalization"), _norm),
-    **dict.fromkeys(("Relu", "LeakyRelu", "Identity", "Neg", "Abs", "GlobalAveragePool", "GlobalMaxPool"), _plain),
-    **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
+    **dict.fromkeys(("Relu", "LeakyRelu", "Identity", "Neg", "Abs"), _plain),
+    **dict.fromkeys(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"), _pool),
+    "Clip": _clip,
     "Dropout": _dropout,
     "PRelu": _prelu,
     **dict.fromkeys(("Mul", "Div"), _mul),
     **dict.fromkeys(("Add", "Sub"), _add),
-    "Transpose": _transpose,
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze"), _reshape),
-    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _reduce),
+    "Transpose": moves.transpose,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze"), moves.reshape),
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), moves.reduce),
 }

@@ -11,8 +11,10 @@ import onnx_graphsurgeon as gs
 from graphopt.base import Skip
 from graphopt.ir.graph import bodies, walk_graphs
 from graphopt.model import Model
+from graphopt.passes.equalize.bounds import channel_bounds
 from graphopt.passes.equalize.ends import End
-from graphopt.passes.equalize.operators import Axes, Roles, roles
+from graphopt.passes.equalize.operators import roles
+from graphopt.passes.equalize.roles import Axes, Roles, counted
 
 
 @dataclass(eq=False)
@@ -26,6 +28,8 @@ class Space:
         makers: What is divided by the factors.
         readers: What is multiplied by them.
         read: The tensors that the readers look at, with the axes of their channels.
+        room: Part of a ceiling (of Clip) that each channel may reach, [channels]: scaled by its factor it must stay
+            within 1. More than 1, or infinity, if the ceiling may act: that channel keeps its scale. 0 without ceiling.
         fault: Why it cannot be scaled, or an empty text.
     """
 
@@ -35,7 +39,12 @@ class Space:
     makers: list[End] = field(default_factory=list)
     readers: list[End] = field(default_factory=list)
     read: dict[int, tuple[gs.Tensor, Axes]] = field(default_factory=dict)
+    room: np.ndarray = field(init=False)
     fault: str = ""
+
+    def __post_init__(self) -> None:
+        """Start without a ceiling."""
+        self.room = np.zeros(self.channels)
 
     def absorb(self, other: Space) -> None:
         """Take over all that another space has."""
@@ -45,6 +54,8 @@ class Space:
         self.fault = self.fault or other.fault
         if self.channels != other.channels:
             self.fault = self.fault or f"it has {self.channels} channels here and {other.channels} there"
+            return
+        self.room = np.maximum(self.room, other.room)
 
 
 def find_spaces(model: Model) -> tuple[list[Space], list[Skip]]:
@@ -65,6 +76,7 @@ class _Finder:
         self._graph = model.graph
         self._axes: dict[int, Axes] = {}
         self._tensors: list[gs.Tensor] = []
+        self._bounds = channel_bounds(model.graph)
         self._parent: dict[int, int] = {}  # by id of a tensor: one of the same space, itself for the root
         self._spaces: dict[int, Space] = {}  # by id of the root
         self._fixed = {id(tensor) for tensor in model.graph.outputs}
@@ -87,14 +99,16 @@ class _Finder:
         for tensor in node.inputs:
             if id(tensor) in self._axes and id(tensor) not in mentioned:
                 self._block(tensor, f"{node.op} reads it, which does not allow for a factor a channel")
-        for tensor, end in found.reads:
+        for tensor, axes, end in found.reads:
             if id(tensor) in self._axes:
-                self._read(tensor, end)
+                self._read(tensor, axes, end)
         for output, axes, makers in found.makes:
             self._enter(output, axes, makers)
         for tensor, axes in found.hands_on:
             self._enter(node.outputs[0], axes, ())
             self._join(tensor, node.outputs[0])
+        if found.ceiling < np.inf:
+            self._limit(node.inputs[0], found.ceiling)
 
     def _known(self, tensor: gs.Tensor) -> Axes:
         return self._axes[id(tensor)] if id(tensor) in self._axes and not self._space(tensor).fault else ()
@@ -115,11 +129,11 @@ class _Finder:
         if any(end.channels != space.channels for end in makers):
             self._block(tensor, "its channels are not those of the weight")
 
-    def _read(self, tensor: gs.Tensor, end: End) -> None:
+    def _read(self, tensor: gs.Tensor, axes: Axes, end: End) -> None:
         space = self._space(tensor)
         space.readers.append(end)
         space.read[id(tensor)] = tensor, self._axes[id(tensor)]
-        if end.channels != space.channels:
+        if end.channels != space.channels or counted(tensor, self._axes[id(tensor)]) != counted(tensor, axes):
             self._block(tensor, "its channels are not those that the weight reads")
 
     def _join(self, first: gs.Tensor, second: gs.Tensor) -> None:
@@ -129,6 +143,19 @@ class _Finder:
         if root != other:
             self._parent[other] = root
             self._spaces[root].absorb(self._spaces.pop(other))
+
+    def _limit(self, tensor: gs.Tensor, ceiling: float) -> None:
+        """Note that no channel may reach a value, whatever it is scaled by."""
+        space, known = self._space(tensor), self._bounds.get(id(tensor))
+        if space.fault:
+            return
+        reached = np.full(space.channels, np.inf)
+        if known is not None and self._axes[id(tensor)] == (1,):
+            reached = np.maximum(known[1], 0) / ceiling
+        if (reached > 1).all():
+            self._block(tensor, "Clip reads it, which may act on every channel")
+        else:
+            space.room = np.maximum(space.room, reached)
 
     def _block(self, tensor: gs.Tensor, reason: str) -> None:
         space = self._space(tensor)
