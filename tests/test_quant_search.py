@@ -1,0 +1,151 @@
+"""How quant decides: the minimum cut, where errors come from, the switchboard, and the record of nodes' times."""
+
+from __future__ import annotations
+
+from itertools import chain, combinations
+
+import numpy as np
+import onnx
+import pytest
+
+from graphopt.model import Model
+from graphopt.passes.quant.attribution import attribute
+from graphopt.passes.quant.costs import measured_costs
+from graphopt.passes.quant.cut import IMPLIES, cheapest
+from graphopt.passes.quant.errors import OutputError, hardest, squared_errors
+from graphopt.passes.quant.ranges import affine
+from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
+from graphopt.passes.quant.units import find_units
+from graphopt.runtime.profile import NodeTime, node_times
+from graphopt.samples import open_samples
+from graphopt.shapes import infer_shapes
+from graphopt.targets import get_target
+
+CHAIN = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 16] x) => (float[N, 8] y)
+<float[16, 16] w, float[16, 8] v>
+{
+  [first] h = MatMul(x, w)
+  r = Relu(h)
+  [second] y = MatMul(r, v)
+}
+"""
+
+
+def build() -> Model:
+    rng = np.random.default_rng(3)
+    proto = onnx.parser.parse_model(CHAIN)
+    for info in proto.graph.value_info:
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), info.name)
+        )
+    del proto.graph.value_info[:]
+    model = Model.from_proto(proto)
+    infer_shapes(model)
+    return model
+
+
+def feeds(count: int = 3) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(4)
+    return [{"x": rng.normal(size=(5, 16)).astype(np.float32)} for _ in range(count)]
+
+
+def test_the_cut_is_the_cheapest_of_all_choices() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        names = list(range(6))
+        alone = {name: float(rng.normal()) for name in names}
+        pairs = [(int(a), int(b), float(rng.exponential())) for a, b in rng.integers(0, 6, (8, 2)) if a != b]
+
+        def cost(chosen: frozenset[int]) -> float:
+            split = sum(price for a, b, price in pairs if a in chosen and b not in chosen)  # noqa: B023
+            return sum(alone[name] for name in chosen) + split  # noqa: B023
+
+        subsets = chain.from_iterable(combinations(names, size) for size in range(7))
+        best = min(cost(frozenset(subset)) for subset in subsets)
+        assert cost(cheapest(alone, pairs)) == pytest.approx(best, abs=1e-9)
+
+
+def test_the_cut_keeps_what_must_come_together() -> None:
+    assert cheapest({"node": -2.0, "tensor": 1.0}, [("node", "tensor", IMPLIES)]) == {"node", "tensor"}
+    assert cheapest({"node": -1.0, "tensor": 2.0}, [("node", "tensor", IMPLIES)]) == frozenset()
+    assert cheapest({"node": 0.0}, []) == frozenset()
+
+
+def test_the_error_is_found_in_few_measurements() -> None:
+    harm = np.full(256, 1e-6)
+    harm[[17, 200]] = 1.0, 0.25
+    asked: list[int] = []
+
+    def error(part: object) -> float:
+        asked.append(1)
+        return float(harm[list(part)].sum())  # type: ignore[call-overload]
+
+    found = attribute(range(256), error, 64)
+    assert found[17] == pytest.approx(1.0, rel=1e-3)
+    assert found[200] == pytest.approx(0.25, rel=1e-3)
+    assert sum(found.values()) == pytest.approx(harm.sum(), rel=1e-6)
+    assert len(asked) <= 66
+    assert attribute([], error, 64) == {}
+
+
+def test_switches_round_what_they_say_and_nothing_else() -> None:
+    model, samples = build(), feeds()
+    error = OutputError(model, samples)
+    copy = model.copy()
+    node = next(node for node in copy.graph.nodes if node.name == "first")
+    weight, tensor = Rounding(0), Rounding(0, "h")
+    twins = {weight: Twin(node, copy.graph, {1: node.inputs[1].values + np.float32(0.5)})}
+    with Switchboard(copy, twins, {tensor: affine(-20.0, 20.0)}, error) as board:
+        assert board.roundings == [weight, tensor]
+        assert board.error([]) == 0
+        assert 0 < board.error([tensor]) < 0.05
+        assert board.error([weight]) > 0.1
+        fine = board.error([tensor])
+        board.parameters[tensor] = affine(-2000.0, 2000.0)
+        assert board.error([tensor]) > 10 * fine, "ranges can be changed while it is open"
+
+
+def test_errors_of_other_shapes_and_values_are_infinite_or_seen() -> None:
+    wanted = {"y": np.ones((2, 2), np.float32)}
+    assert squared_errors(wanted, {"y": np.zeros((2, 3), np.float32)})["y"] == (np.inf, 4.0)
+    assert squared_errors(wanted, {"y": np.zeros((2, 2), np.float32)})["y"] == (4.0, 4.0)
+    assert squared_errors({"y": np.ones(2, np.int64)}, {"y": np.zeros(2, np.int64)}) == {}
+
+
+def test_the_hardest_samples_are_among_those_looked_at() -> None:
+    model, worse = build(), build()
+    second = next(node for node in worse.graph.nodes if node.name == "second")
+    second.inputs[1].values = second.inputs[1].values * np.float32(1.5)
+    samples = feeds(8)
+    samples[5] = {"x": samples[5]["x"] * 0 + 1}
+    first = next(node for node in worse.graph.nodes if node.name == "first")
+    first.inputs[1].values = first.inputs[1].values + np.float32(1)  # hurts the constant sample most
+    chosen = hardest(model, worse, open_samples(samples, model.interface), 2)
+    assert len(chosen) == 2
+    assert any(np.array_equal(item["x"], samples[5]["x"]) for item in chosen)
+
+
+def test_every_node_that_runs_has_a_time() -> None:
+    times = node_times(build(), feeds(2))
+    assert "MatMul" in {item.op for item in times}
+    assert all(item.seconds > 0 for item in times)
+    assert {"first", "second"} <= {item.name for item in times}
+
+
+def test_times_are_those_of_the_node_that_was_written() -> None:
+    model = build()
+    units, _ = find_units(model.graph, get_target("cpu-avx2"), 17)
+    weighted = [unit for unit in units if unit.weight is not None]
+    before = [NodeTime("first", "MatMul", 2.0), NodeTime("second", "MatMul", 1.0), NodeTime("other", "Add", 9.0)]
+    after = [
+        NodeTime("first_quant", "QLinearMatMul", 0.5),
+        NodeTime("second_token_3", "MatMulIntegerToFloat", 0.25),
+        NodeTime("x_quantized/QuantizeLinear", "QuantizeLinear", 0.08),
+    ]
+    costs = measured_costs(weighted, [], {"x": 80}, before, after)
+    assert dict(costs.real) == {weighted[0].position: 2.0, weighted[1].position: 1.0}
+    assert dict(costs.integer) == {weighted[0].position: 0.5, weighted[1].position: 0.25}
+    assert costs.quantize == pytest.approx(0.001)
