@@ -18,6 +18,7 @@ from graphopt.reader import load
 from graphopt.report import FileInfo
 from graphopt.report.build import input_file
 from graphopt.report.encode import figures_json
+from graphopt.runtime.costs import figures_on
 from graphopt.runtime.trace import Shape, own_seconds, shapes_of_run, trace
 from graphopt.samples import open_samples
 from graphopt.samples.generated import example
@@ -167,7 +168,7 @@ def inspect_model(
         opsets={item.domain: item.version for item in skeleton.opset_import},
         interface=model.interface,
         sizes={name: tuple(value.shape) for name, value in (feeds or {}).items() if hasattr(value, "shape")},
-        figures=figures(model, shapes),
+        figures=_figures(model, shapes, feeds, run=run and timing.seconds is not None),
         operators=_operators(model),
         nodes=_nodes(model, shapes, spent),
         timing=timing,
@@ -195,6 +196,11 @@ def _nodes(model: Model, shapes: Mapping[str, Shape], spent: Sequence[float]) ->
             NodeFacts(**known, operator=_operator(node), seconds=spent[position] if spent else None, weight=looks)
         )
     return tuple(found)
+
+
+def _figures(model: Model, shapes: Mapping[str, Shape], feeds: Feeds | None, *, run: bool) -> Figures:
+    """Return size and cost: as they are reported before and after a pass, or by what shapes tell if it cannot run."""
+    return figures_on(model, feeds) if run else figures(model, shapes)
 
 
 def _shapes(model: Model, feeds: Feeds | None, *, run: bool) -> dict[str, Shape]:
