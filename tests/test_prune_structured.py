@@ -15,7 +15,7 @@ from graphopt.evaluate import Evaluator
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune import Prune
-from graphopt.passes.prune.channels import structured
+from graphopt.passes.prune.channels.plan import Plan, make_plan
 from graphopt.samples import random_samples
 from graphopt.shapes import infer_shapes, shapes_for
 from graphopt.targets import get_target
@@ -80,8 +80,12 @@ def test_layers_that_cannot_be_read_are_refused(layers: str) -> None:
 
 def test_high_ratios_are_reached_in_rounds_that_rank_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Model] = []
-    make_plan = structured.make_plan
-    monkeypatch.setattr(structured, "make_plan", lambda model, *rest: plans.append(model) or make_plan(model, *rest))
+
+    def counted(model: Model, *rest: Any) -> Plan:
+        plans.append(model)
+        return make_plan(model, *rest)
+
+    monkeypatch.setattr("graphopt.passes.prune.channels.structured.make_plan", counted)
     model, smaller, report = pruned(WIDE.text, of="macs", ratio=0.7)
     assert len(plans) == 2
     feeds = random_feeds(model.to_proto(), 0)
