@@ -191,3 +191,26 @@ def test_a_missing_target_is_named() -> None:
     samples = open_samples([{"x": np.ones((1, 4, 9, 7), np.float32)}], model.interface)
     with pytest.raises(KeyError, match="nowhere"):
         list(paired_moments(model, model, [Pair(linear_layers(model)[0], "nowhere", np.arange(5))], samples))
+
+
+@pytest.mark.parametrize("op", ["Conv", "MatMul"])
+def test_what_is_besides_a_layer_is_left_out_of_its_target(op: str) -> None:
+    """``z = y + s`` less s is y, so that both pairs have the same moments; a wrong s gives others."""
+    shape = "N, 4, 5, 5" if op == "Conv" else "N, 5, 4"
+    kernel = (4, 4, 1, 1) if op == "Conv" else (4, 4)
+    values = ",".join(f"{value:.4f}" for value in np.random.default_rng(1).normal(size=16))
+    model = Model.from_proto(
+        onnx.parser.parse_model(
+            f'<ir_version: 8, opset_import: ["" : 17]> g (float[{shape}] x) => (float[{shape}] z) '
+            f"<float[{','.join(map(str, kernel))}] w = {{{values}}}> "
+            f"{{ s = Relu(x) h = Tanh(x) y = {op}(h, w) z = Add(y, s) }}"
+        )
+    )
+    (layer,) = linear_layers(model)
+    size = (6, 4, 5, 5) if op == "Conv" else (6, 5, 4)
+    samples = open_samples({"x": RNG.normal(size=size).astype(np.float32)}, model.interface)
+    pairs = Pair.same(layer), Pair(layer, "z", np.arange(4), "s"), Pair(layer, "z", np.arange(4), "h")
+    plain, joined, wrong = paired_moments(model, model, pairs, samples)
+    np.testing.assert_allclose(joined.cross, plain.cross, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(joined.target_mean, plain.target_mean, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(wrong.cross, plain.cross, rtol=1e-2, atol=1e-2)
