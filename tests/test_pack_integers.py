@@ -147,3 +147,49 @@ def test_the_way_back_is_exact() -> None:
     assert floats.write_back([]) == {}
     after = {constant.name: constant.values for constant in constants(model.graph)}
     assert all(np.array_equal(values, after[name]) for name, values in before.items())
+
+
+def dynamic(*, cast: bool = True) -> tuple[Model, Any]:
+    """A MatMul in the form of dynamic quantization, as ONNX Runtime fuses it, and samples with correlated features."""
+    random = np.random.default_rng(6)
+    weights = {
+        "w": np.clip(np.rint(random.normal(size=(96, 160)) * 40), -127, 127).astype(np.int8),
+        "s": random.uniform(0.001, 0.01, 160).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"]),
+        helper.make_node("MatMulInteger", ["q", "w", "qz"], ["i" if cast else "y"]),
+    ]
+    if cast:
+        nodes += [
+            helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["qs", "s"], ["scale"]),
+            helper.make_node("Mul", ["f", "scale"], ["y"]),
+        ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 96])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT if cast else TensorProto.INT32, [1, 160])],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    rows = random.normal(size=(24, 5)) @ random.normal(size=(5, 96)) + 0.2 * random.normal(size=(24, 96))
+    return model, open_samples([{"x": row[None].astype(np.float32)} for row in rows], model.interface)
+
+
+def test_dynamic_quantization_is_fitted_too() -> None:
+    model, samples = dynamic()
+    (unit,) = Floats(model, constants(model.graph)).units
+    assert unit.layer is not None, "its inputs are known"
+    result, report = packed(model, "pack:bits=4", samples)
+    assert report.changed == 1
+    assert op_counts(optimized_model(result)) == op_counts(optimized_model(model))
+    assert result.to_proto().ByteSize() < 0.9 * model.to_proto().ByteSize()
+    assert error(result, model, samples) < 0.02
+    assert error(result, model, samples) < 0.7 * error(packed(model, "pack:bits=4")[0], model, samples)
+
+
+def test_integers_that_stay_integers_are_left_alone() -> None:
+    model, _ = dynamic(cast=False)
+    assert Floats(model, constants(model.graph)).units == []

@@ -1,7 +1,8 @@
 """A copy of a model whose integer weights are floats, so that they can be rounded as floats are, and the way back.
 
-What a DequantizeLinear makes of int8 weights or of an int32 bias becomes a float weight of the copy. After rounding,
-int8 weights have few distinct values, which a palette holds; the scales stay, so that the runtime fuses as before.
+What a DequantizeLinear makes of int8 weights or of an int32 bias becomes a float weight of the copy, and a product in
+integers one in floats: ``MatMulInteger(x, W, z) -> MatMul(Cast(x) - Cast(z), W)``. After rounding, int8 weights have
+few distinct values, which a palette holds; the scales stay, so that the runtime fuses as before.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import Constant, constants, payload
+from graphopt.ir.exporter import unique_name
+from graphopt.ir.graph import Constant, Node, Variable, constants, payload, tensor_names
 from graphopt.model import Model
 from graphopt.passes.pack.forms import Form
 from graphopt.passes.pack.storage import rewire
 from graphopt.passes.pack.units import Unit, find_units
 
+_PRODUCTS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 _INTEGERS = frozenset(map(np.dtype, (np.int8, np.int32)))
 
 
@@ -80,7 +84,8 @@ class Floats:
         pairs = list(zip(constants(self.model.graph), constants(model.graph), strict=True))
         self._twins = [_Twin(copy, original, None, payload(copy)) for copy, original in pairs]
         chosen = [copy for copy, original in pairs if id(original) in wanted]
-        decoded = _decoded(self.model, {id(copy): original for copy, original in pairs})
+        originals = {id(copy): original for copy, original in pairs}
+        decoded = _decoded(self.model, originals) + _products(self.model, originals)
         self._twins += decoded
         scales = {id(twin.constant): twin.scale for twin in decoded}
         whole = [twin.constant for twin in decoded if id(twin.original) in wanted]
@@ -118,6 +123,56 @@ def _decoded(model: Model, originals: dict[int, gs.Constant]) -> list[_Twin]:
         rewire(output, constant)
         found.append(_Twin(constant, originals[id(stored)], scale, payload(constant)))
     return found
+
+
+def _products(model: Model, originals: dict[int, gs.Constant]) -> list[_Twin]:
+    """Replace products in integers by products in floats, in place, where a Cast reads them; return their weights."""
+    found = []
+    taken = tensor_names(model.graph)
+    shown = {id(tensor) for tensor in model.graph.outputs}
+    nodes: list[gs.Node] = []
+    for node in model.graph.nodes:
+        if node.op in _PRODUCTS and _is_symmetric(node) and not any(id(tensor) in shown for tensor in node.outputs):
+            stored = node.inputs[1]
+            constant = Constant(unique_name(f"{stored.name}/float", taken), stored.values.astype(np.float32))
+            scale = np.ones([1] * len(stored.shape), np.float32)
+            found.append(_Twin(constant, originals[id(stored)], scale, payload(constant)))
+            nodes += _as_floats(node, constant, taken)
+        else:
+            nodes.append(node)
+    model.graph.nodes[:] = nodes
+    return found
+
+
+def _is_symmetric(node: gs.Node) -> bool:
+    """Whether a product has an int8 weight of its own whose zero is zero, and what it gives is made a float."""
+    stored, zeros = node.inputs[1], list(node.inputs)[3:4]
+    if not isinstance(stored, gs.Constant) or stored.dtype != np.int8 or len(stored.outputs) != 1:
+        return False
+    if any(not zero.is_empty() and not (isinstance(zero, gs.Constant) and not zero.values.any()) for zero in zeros):
+        return False
+    return all(user.op == "Cast" for user in node.outputs[0].outputs)
+
+
+def _as_floats(node: gs.Node, weight: gs.Constant, taken: set[str]) -> list[gs.Node]:
+    """Return nodes that give the same product in floats, under the same name."""
+    to = {"to": int(onnx.TensorProto.FLOAT)}
+    made: list[gs.Node] = []
+
+    def add(op: str, inputs: list[gs.Tensor], **attrs: int) -> gs.Tensor:
+        output = Variable(unique_name(f"{node.outputs[0].name}/{op}", taken), dtype=np.float32)
+        made.append(Node(op, output.name, attrs, inputs, [output]))
+        return output
+
+    read = add("Cast", [node.inputs[0]], **to)
+    if len(node.inputs) > 2 and not node.inputs[2].is_empty():
+        read = add("Sub", [read, add("Cast", [node.inputs[2]], **to)])
+    output, attrs = node.outputs[0], dict(node.attrs)
+    node.outputs.clear()
+    node.inputs.clear()
+    output.dtype = np.float32
+    made.append(Node(_PRODUCTS[node.op], node.name, attrs, [read, weight], [output]))
+    return made
 
 
 def _scale(node: gs.Node) -> np.ndarray | None:
