@@ -21,16 +21,26 @@ import click
 import numpy as np
 from onnxruntime import quantization
 
-from benchmarks.int8_peers import Reader
 from benchmarks.zoo import find_evaluator, find_samples, metric_of
 from graphopt.reader import load
 from graphopt.runtime.session import open_session
 from graphopt.runtime.timing import Ratio, reopened_ratio
-from graphopt.samples import open_samples
+from graphopt.samples import Feeds, Samples, open_samples
 
 _METHODS = ("", "equalize:method=cle", "equalize:method=smooth")
 _LAYERS = ["Conv", "MatMul", "Gemm"]
 _COMPARED = 8  # samples on which outputs are compared bit by bit
+
+
+class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    """Samples, as onnxruntime.quantization takes them."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._rest = iter(samples)
+
+    def get_next(self) -> Feeds | None:
+        """Return the next sample, or None at the end."""
+        return next(self._rest, None)
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ def quantize(model: Path, samples: Path, output: Path, *, per_channel: bool) -> 
     quantization.quantize_static(
         model,
         output,
-        Reader(samples, model),
+        Reader(open_samples(samples, load(model).interface)),
         op_types_to_quantize=_LAYERS,
         per_channel=per_channel,
         reduce_range=True,
