@@ -17,7 +17,7 @@ from graphopt.ir.clean import clean, disconnect
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 from graphopt.model import Model
-from graphopt.passes.quant.dynamic import DynamicSite, stored_weight
+from graphopt.passes.quant.sites import DynamicSite, stored_weight
 
 BLOCK = 32  # weights to a scale
 _MIDDLE = 128  # the code of zero

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from graphopt.passes.quant.dynamic import DynamicSite
+from graphopt.passes.quant.sites import DynamicSite
 from graphopt.passes.quant.units import Unit
 from graphopt.runtime.profile import NodeTime
 

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import onnx_graphsurgeon as gs
-
-from graphopt.passes.quant.ranges import Affine
 from graphopt.passes.quant.units import Unit
 
 
@@ -112,11 +109,3 @@ def shared_parameters(placement: Placement, own: Mapping[str, tuple[float, float
         known = hull.get(root, (low, high))
         hull[root] = min(low, known[0]), max(high, known[1])
     return {name: hull[root] for name, root in placement.groups.items()}
-
-
-Parameters = Mapping[str, Affine]
-
-
-def is_graph_output(tensor: gs.Tensor, graph: gs.Graph) -> bool:
-    """Whether the tensor is an output of the graph."""
-    return any(tensor is output for output in graph.outputs)

@@ -14,7 +14,7 @@ from graphopt.passes.quant.balance import Balance, read_outside, saved_bytes
 from graphopt.passes.quant.blocks import quantize_blocks
 from graphopt.passes.quant.calibrate import Calibration, bias_shift
 from graphopt.passes.quant.costs import measured_costs
-from graphopt.passes.quant.dynamic import DynamicSite, quantize_dynamic, site_size, sites_in
+from graphopt.passes.quant.dynamic import quantize_dynamic
 from graphopt.passes.quant.errors import OutputError
 from graphopt.passes.quant.fit import fit_weights
 from graphopt.passes.quant.forms import Plan
@@ -22,6 +22,7 @@ from graphopt.passes.quant.insert import insert
 from graphopt.passes.quant.opset import PER_CHANNEL
 from graphopt.passes.quant.placement import Placement, place
 from graphopt.passes.quant.ranges import METHODS, Affine, RangeMethod
+from graphopt.passes.quant.sites import DynamicSite, site_size, sites_in
 from graphopt.passes.quant.store import WeightStore, weight_key
 from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
 from graphopt.passes.quant.tables import into_integers, merge_tables

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Literal
 
 import onnx_graphsurgeon as gs
 
@@ -16,47 +13,24 @@ from graphopt.evaluate import Drop
 from graphopt.model import Model
 from graphopt.passes.quant.accounting import account, summary
 from graphopt.passes.quant.calibrate import Calibration, calibrate
-from graphopt.passes.quant.dynamic import DynamicSite, find_sites, weight_size
 from graphopt.passes.quant.errors import OutputError, hardest
-from graphopt.passes.quant.forms import Plan
 from graphopt.passes.quant.opset import PER_TENSOR, raised
+from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
-from graphopt.passes.quant.ranges import RangeMethod
 from graphopt.passes.quant.search import Judged, Search
+from graphopt.passes.quant.sites import DynamicSite, find_sites
 from graphopt.passes.quant.units import Unit, find_units, name_of
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.samples import Samples, random_samples
 from graphopt.shapes import infer_shapes
 
-Mode = Literal["auto", "static", "dynamic", "blocks"]
 _SECONDS = 1.0  # to time a candidate against the float model
 _DRAWN = 4  # random inputs to judge on where there are no samples
 _TIMED = 3  # samples that nodes are timed on
 _FEW = 4  # samples that tell where an error comes from
 _LOOKED = 24  # samples that they are chosen from
 _TOLD = 0.001  # of the error; nodes without weights that cause less are left float for want of company
-_BLOCKS = 2**20  # weights in matrices from which on blocks are tried
 _NO_DATA = "ranges are found at run time (dynamic int8); with --data, fixed ranges also make Conv and others int8"
-_DELICATE = frozenset({"attention", "softmax", "sigmoid"})  # their integers lose much for little time
-
-
-@dataclass(frozen=True)
-class IntegerOptions:
-    """What is wanted.
-
-    Attributes:
-        mode: Form that nodes take.
-        ranges: How fixed ranges are chosen.
-        exclude: Nodes that stay float: names with wildcards, or operators.
-    """
-
-    mode: Mode
-    ranges: RangeMethod
-    exclude: tuple[str, ...]
-
-    def excludes(self, node: gs.Node) -> bool:
-        """Whether the user wants a node to stay float."""
-        return any(node.op == pattern or fnmatchcase(name_of(node), pattern) for pattern in self.exclude)
 
 
 class Run:
@@ -237,28 +211,6 @@ class Run:
 
     def _nothing(self, why: str) -> PassReport:
         return PassReport(0, tuple(self._skipped), notes=(*self._notes, f"{why}; left as it was"))
-
-
-def make_plans(options: IntegerOptions, units: Sequence[Unit], sites: Sequence[DynamicSite]) -> list[Plan]:
-    """Return the plans to try: fixed ranges (dynamic where there are none), dynamic, one of each, and blocks."""
-    weighted = frozenset(unit.position for unit in units if unit.weight is not None)
-    light = frozenset(unit.position for unit in units if unit.weight is None and unit.kind not in _DELICATE)
-    at_run_time = frozenset(site.position for site in sites)
-    convolutions = frozenset(unit.position for unit in units if unit.kind in ("conv", "depthwise"))
-    method: RangeMethod = options.ranges
-    matrices = [site for site in sites if site.node.op in ("MatMul", "Gemm")]
-    blocks = frozenset(site.position for site in matrices)
-    plans = []
-    if weighted and options.mode != "blocks":
-        plans.append(Plan("static int8", weighted | light, at_run_time - weighted, method))
-    if convolutions and at_run_time & weighted and options.mode == "auto":
-        plans.append(Plan("static int8 for Conv, dynamic for the rest", convolutions | light, at_run_time, method))
-    if at_run_time and options.mode != "blocks":
-        plans.append(Plan("dynamic int8", frozenset(), at_run_time, method))
-    large = sum(weight_size(site) for site in matrices) >= _BLOCKS
-    if blocks and (options.mode == "blocks" or (options.mode == "auto" and large)):
-        plans.append(Plan("int8 weights in blocks", frozenset(), at_run_time - blocks, method, blocks))
-    return plans
 
 
 def _why_not(judged: Sequence[Judged], search: Search, context: Context) -> str:

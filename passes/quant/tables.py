@@ -16,9 +16,9 @@ from graphopt.ir.clean import clean
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, tensor_names
 from graphopt.model import Model
-from graphopt.passes.quant.dynamic import DynamicSite
 from graphopt.passes.quant.placement import Placement
 from graphopt.passes.quant.ranges import Affine
+from graphopt.passes.quant.sites import DynamicSite
 from graphopt.passes.quant.units import outputs_of_scopes
 
 

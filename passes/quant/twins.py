@@ -6,13 +6,9 @@ import numpy as np
 
 from graphopt.model import Model
 from graphopt.passes.quant.blocks import decode_blocks, encode_blocks
-from graphopt.passes.quant.dynamic import (
-    DynamicSite,
-    matrix_of,
-    quantize_recurrent,
-    quantize_table,
-)
+from graphopt.passes.quant.dynamic import quantize_recurrent, quantize_table
 from graphopt.passes.quant.placement import Placement
+from graphopt.passes.quant.sites import DynamicSite, matrix_of
 from graphopt.passes.quant.store import WeightStore
 from graphopt.passes.quant.switchboard import Rounding, Twin
 from graphopt.passes.quant.units import Unit
