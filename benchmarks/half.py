@@ -87,7 +87,8 @@ def graph_cells(report: Mapping[str, Any], graph: Path) -> list[str]:
     """Return file, operators, Casts and agreement of a graph in fp16."""
     step = report["steps"][-1]
     if step["outcome"] != "accepted":
-        return [f"{step['outcome']}: {step['reason']}", "", "", ""]
+        reasons = Counter(skip["reason"] for skip in step["skipped"]).most_common(1)
+        return [f"{step['outcome']}: {step['reason'] or ''.join(reason for reason, _ in reasons)}", "", "", ""]
     counts = Counter(node.op_type for node in onnx.load(graph, load_external_data=False).graph.node)
     metrics, drop = step["metrics"], report["drop"]
     operators = f"{metrics['operators in fp16']:.0f}, {metrics['operators in float']:.0f}"
