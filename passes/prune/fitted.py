@@ -6,7 +6,7 @@ now, so that it makes up for the layers before it as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -113,44 +113,23 @@ def _fit(site: Site, ratio: float, found: Sequence[PairedMoments], method: Metho
     site.write(solved, found[0].mean, found[0].target_mean if inherited else None)
 
 
-def site_losses(
-    model: Model, sites: Iterable[Site], method: Method, ratios: Sequence[float], context: Context
-) -> dict[int, tuple[list[float], float]]:
-    """Return what each site loses at each ratio, with the energy of its outputs, by id of its constant."""
-    found = {}
-    for site, problem, _ in _alone(model, sites, method, context):
-        energy = problem.loss(np.zeros_like(problem.target))
-        found[id(site.weight.constant)] = problem.losses(ratios), energy
-    return found
+@dataclass(frozen=True, eq=False)
+class Alone:
+    """A site by itself, as trials see it.
 
-
-def trials(
-    model: Model, work: Sequence[tuple[Site, Sequence[float]]], method: Method, context: Context
-) -> list[Snapshot]:
-    """Return weights pruned roughly, each site by itself, as snapshots that can be put into the model.
-
-    Args:
-        model: Stays as it is.
-        work: Sites, each with its ratio in every trial; 0 leaves it as it is.
-        method: How.
-        context: Samples and progress.
+    Attributes:
+        site: The site.
+        problem: What its weight should come close to: what it is.
+        mean: Of what its first layer reads, [groups, inputs].
     """
-    held: list[list[tuple[gs.Constant, Payload]]] = [[] for _ in work[0][1]]
-    ratios = {id(site): parts for site, parts in work}
-    for site, problem, mean in _alone(model, [site for site, _ in work], method, context):
-        before = Snapshot.of(site.constants)
-        for trial, ratio in zip(held, ratios[id(site)], strict=True):
-            if ratio > 0:
-                site.write(method.solve(problem, ratio, site.weight.name, rough=True), mean)
-                trial.extend(Snapshot.of(site.constants).held)
-                before.restore()
-    return [Snapshot(tuple(trial)) for trial in held]
+
+    site: Site
+    problem: SparseProblem
+    mean: np.ndarray
 
 
-def _alone(
-    model: Model, sites: Iterable[Site], method: Method, context: Context
-) -> Iterator[tuple[Site, SparseProblem, np.ndarray]]:
-    """Yield each site as a problem of its own, by what its first layer reads, with the mean of that."""
+def alone(model: Model, sites: Iterable[Site], pattern: Pattern, context: Context) -> Iterator[Alone]:
+    """Yield each site by itself, by what its first layer reads."""
     assert context.samples is not None
     samples = context.samples.take(min(_TRIAL_SAMPLES, len(context.samples)))
     first = {id(site.layers[0].node): site for site in sites}
@@ -160,7 +139,38 @@ def _alone(
         second = moments.second if site.bias is None else moments.covariance
         order, present = site.columns, site.present()
         evidence = Evidence(second[..., order[:, None], order], np.zeros(present.shape), _EVIDENCE * len(order))
-        yield site, problem_of(present, evidence, method.pattern), moments.mean
+        yield Alone(site, problem_of(present, evidence, pattern), moments.mean)
+
+
+def site_losses(known: Iterable[Alone], ratios: Sequence[float]) -> dict[int, tuple[list[float], float]]:
+    """Return what each site loses at each ratio, with the energy of its outputs, by id of its constant."""
+    return {
+        id(each.site.weight.constant): (
+            each.problem.losses(ratios),
+            each.problem.loss(np.zeros_like(each.problem.target)),
+        )
+        for each in known
+    }
+
+
+def trials(known: Iterable[Alone], ratios: Mapping[int, Sequence[float]], method: Method) -> list[Snapshot]:
+    """Return weights pruned roughly, each site by itself, as snapshots that can be put into the model.
+
+    Args:
+        known: Sites with the weights that the model has.
+        ratios: Of each in every trial, by the site's id; 0 leaves it as it is.
+        method: How.
+    """
+    held: list[list[tuple[gs.Constant, Payload]]] = [[] for _ in next(iter(ratios.values()))]
+    for each in known:
+        site = each.site
+        before = Snapshot.of(site.constants)
+        for trial, ratio in zip(held, ratios[id(site)], strict=True):
+            if ratio > 0:
+                site.write(method.solve(each.problem, ratio, site.weight.name, rough=True), each.mean)
+                trial.extend(Snapshot.of(site.constants).held)
+                before.restore()
+    return [Snapshot(tuple(trial)) for trial in held]
 
 
 def _in_stages(model: Model, work: Sequence[tuple[Site, float]]) -> list[list[tuple[Site, float]]]:

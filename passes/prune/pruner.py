@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from graphopt.layers import linear_layers
 from graphopt.model import Model
 from graphopt.passes.prune.allocate import RATIOS, Curve, energy_curve, share_out
 from graphopt.passes.prune.costs import costs_of
-from graphopt.passes.prune.fitted import Method, fit_sites, site_losses, trials
+from graphopt.passes.prune.fitted import Alone, Method, alone, fit_sites, site_losses, trials
 from graphopt.passes.prune.options import NEED_SAMPLES
 from graphopt.passes.prune.plain import Scorer, count_zeros, zero_all_but, zero_below, zero_smallest
 from graphopt.passes.prune.search import Snapshot, furthest
@@ -28,6 +28,7 @@ from graphopt.passes.prune.weights import Weight
 if TYPE_CHECKING:
     from graphopt.passes.prune.prune import Prune
 
+_KEPT, _COPIES = 2**28, 3  # bytes of moments that are kept between trials, and how many copies of them solving makes
 _JUDGES = 16  # samples on which ways to share out a ratio are compared
 _BLENDS = (1.0, 0.5, 0.0)  # of the ratios by loss with equal ones: what layers lose themselves is not all that counts
 _FEW = 8  # weights; where there are fewer, blends are not worth their time
@@ -56,6 +57,7 @@ class Pruner:
     weights: Sequence[Weight]
     sites: dict[int, Site]
     left_out: int = 0
+    _known: dict[int, Alone] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Model, context: Context, options: Prune, pattern: Pattern, weights: Sequence[Weight]) -> Pruner:
@@ -98,12 +100,23 @@ class Pruner:
         works = [self._work(ratio, blend) for blend in blends]
         sites = {id(site): site for work, _ in works for site, _ in work}
         parts = [{id(site): part for site, part in work} for work, _ in works]
-        wanted = [(site, [part.get(key, 0.0) for part in parts]) for key, site in sites.items()]
-        found = trials(self.model, wanted, self._method, self.context) if wanted else [Snapshot(())] * len(blends)
+        ratios = {key: [part.get(key, 0.0) for part in parts] for key in sites}
+        known = self._alone(list(sites.values()))
+        found = trials(known, ratios, self._method) if sites else [Snapshot(())] * len(blends)
         for blend, trial, (_, rest) in zip(blends, found, works, strict=True):
             trial.restore()
             self._zero(rest)
             yield blend
+
+    def _alone(self, sites: Sequence[Site]) -> Iterable[Alone]:
+        """Return sites by themselves, as the model is before it is pruned; they are kept if they are small enough."""
+        size = sum(8 * site.layers[0].groups * site.layers[0].inputs ** 2 for site in self.sites.values())
+        if _COPIES * size > _KEPT:
+            return alone(self.model, sites, self.pattern, self.context)
+        if not self._known:
+            found = alone(self.model, self.sites.values(), self.pattern, self.context)
+            self._known.update((id(each.site), each) for each in found)
+        return [self._known[id(site)] for site in sites]
 
     def _work(self, ratio: float, blend: float) -> tuple[list[tuple[Site, float]], list[tuple[Weight, float]]]:
         """Return what is to be pruned by which ratio: the sites, and the other weights."""
@@ -175,11 +188,7 @@ class Pruner:
         steps = (0.0, self.pattern.ratio) if isinstance(self.pattern, NofM) else RATIOS
         whole, relative = isinstance(self.pattern, NofM), self.options.scope == "adaptive"
         wanted = self.options.scope != "layer"
-        known = (
-            site_losses(self.model, self.sites.values(), self._method, steps, self.context)
-            if wanted and self.sites
-            else {}
-        )
+        known = site_losses(self._alone(list(self.sites.values())), steps) if wanted and self.sites else {}
         curves = []
         for weight, cost in zip(self.weights, self._costs, strict=True):
             found = known.get(id(weight.constant))
