@@ -104,7 +104,7 @@ class Contract:
                 "--max-drop 100%"
             )
         if drop is not None and not drop.within(limit):
-            return Verdict(f"{drop.measure} dropped by {drop.value:.2%}, more than the limit of {limit:.2%}", drop)
+            return Verdict(f"{drop.measure} dropped by {drop.compare(limit)}", drop)
         latency = evaluator.latency(before, after) if item.promises_speed else None
         if latency is not None and latency.slower:
             took = f"{latency.median:.2f} x ({latency.low:.2f} to {latency.high:.2f})"

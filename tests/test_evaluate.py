@@ -300,6 +300,18 @@ def test_a_drop_says_what_it_was_judged_by(measure: str, samples: int, random: b
     assert Drop(0.0, 0.0, 0.0, measure, {}, samples, random).describe() == words
 
 
+@pytest.mark.parametrize(
+    ("value", "limit", "words"),
+    [
+        (0.05, 0.01, "5.00%, more than the limit of 1.00%"),
+        (0.0100004, 0.01, "1.00004%, more than the limit of 1.00000%"),
+        (1e-7, 0.0, "0.00001%, more than the limit of 0.00000%"),
+    ],
+)
+def test_a_loss_is_told_apart_from_its_limit(value: float, limit: float, words: str) -> None:
+    assert Drop(value, value, value, "agreement", {}, 6, False).compare(limit) == words
+
+
 def test_continuous_losses_fail_by_their_value() -> None:
     loss = Loss("y", 0.0101, 0.001, 0.1, counted=False)
     assert not agreement_drop([loss], 64, False).within(0.01)

@@ -49,6 +49,12 @@ class Drop:
         noun = "random input" if self.random else "sample"
         return f"{self.measure} on {self.samples} {noun}{'' if self.samples == 1 else 's'}"
 
+    def compare(self, limit: float) -> str:
+        """Return the loss beside a limit that it exceeds, with as many digits as tell them apart."""
+        texts = ((f"{self.value:.{digits}%}", f"{limit:.{digits}%}") for digits in range(2, 9))
+        value, allowed = next((pair for pair in texts if pair[0] != pair[1]), (f"{self.value:%}", f"{limit:%}"))
+        return f"{value}, more than the limit of {allowed}"
+
     def within(self, limit: float) -> bool:
         """Whether the loss is acceptable.
 

@@ -156,7 +156,7 @@ def warnings_for(run: Finished, drop: Drop | None) -> Sequence[str]:
         if lossy:
             lines.append(f"nothing judged the loss of {' and '.join(lossy)}: give samples with --data")
     elif not drop.within(limit):
-        lines.append(f"the result as a whole lost {drop.value:.2%}, more than the limit of {limit:.2%}")
+        lines.append(f"the result as a whole lost {drop.compare(limit)}")
     return lines
 
 
