@@ -16,7 +16,9 @@ def test_every_name_resolves() -> None:
 
 
 def test_unknown_name_lists_the_allowed_ones() -> None:
-    with pytest.raises(UsageError, match="no target 'gpu'; allowed: cpu, cpu-avx2, cpu-avx512, cpu-vnni, cuda, tensorrt, openvino"):
+    with pytest.raises(
+        UsageError, match="no target 'gpu'; allowed: cpu, cpu-avx2, cpu-avx512, cpu-vnni, cuda, tensorrt, openvino"
+    ):
         get_target("gpu")
 
 
