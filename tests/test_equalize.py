@@ -386,6 +386,15 @@ def test_tensors_without_elements() -> None:
     assert equalized(empty)[1].changed == 0
 
 
+def test_samples_decide_only_where_a_scale_makes_the_channels() -> None:
+    for source, decides in ((PAIR, False), (ATTENTION, True)):
+        before = weighted(source)
+        interface = Model.from_proto(before).interface
+        shape = (4, 2, 3, 8) if decides else (4, 2, 4)
+        samples = open_samples({"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}, interface)
+        assert (equalized(before, samples)[0] != equalized(before, method="cle")[0]) is decides
+
+
 def test_smooth_without_samples_says_so() -> None:
     _, report = equalized(weighted(BLOCK), method="smooth")
     assert report.changed == 0
@@ -399,7 +408,9 @@ def test_samples_that_are_not_finite_are_left_out() -> None:
     interface = Model.from_proto(before).interface
     drawn = np.random.default_rng(0).standard_normal((4, 2, 4)).astype(np.float32)
     broken = np.concatenate([drawn, np.full((1, 2, 4), np.nan, np.float32)])
-    first, second = (equalized(before, open_samples({"x": item}, interface))[0] for item in (drawn, broken))
+    first, second = (
+        equalized(before, open_samples({"x": item}, interface), method="smooth")[0] for item in (drawn, broken)
+    )
     assert first == second
 
 

@@ -38,7 +38,8 @@ class Equalize(Pass):
 
     Attributes:
         method: cle: as far as the weights before and behind say. smooth: as far as the activations on samples and the
-            weights behind say, for weights with a scale a channel. auto: smooth where there are samples, else cle.
+            weights behind say; meant for weights with a scale a channel, as those before may get larger. auto: smooth
+            for channels that the scale of a normalization makes, where there are samples; cle for all others.
         share: Part of an activation's range that goes to the weights behind it, in smooth; SmoothQuant's alpha.
     """
 
@@ -57,12 +58,12 @@ class Equalize(Pass):
     def run(self, model: Model, context: Context) -> PassReport:
         """Scale what can be scaled."""
         spaces, skipped = find_spaces(model)
-        smooth = self.method == "smooth" or (self.method == "auto" and context.samples is not None)
-        if smooth and context.samples is None:
+        if self.method == "smooth" and context.samples is None:
             return PassReport(0, tuple(skipped), notes=("method=smooth needs samples (--data); left as it was",))
+        smooth = [space for space in spaces if self.method == "smooth" or (self.method == "auto" and space.is_scaled)]
+        looked_at = {tensor.name: (tensor, axes) for space in smooth for tensor, axes in space.read.values()}
         seen: dict[str, np.ndarray] = {}
-        if smooth and spaces and context.samples is not None:
-            looked_at = {tensor.name: (tensor, axes) for space in spaces for tensor, axes in space.read.values()}
+        if looked_at and context.samples is not None:
             seen = extents(model, list(looked_at.values()), context.samples, context.progress)
         total = self._settle(spaces, seen)
         changed = sum(bool(exponent.any()) for exponent in total)
@@ -75,11 +76,12 @@ class Equalize(Pass):
         for _ in range(_ROUNDS):
             moved = False
             for index, space in enumerate(spaces):
-                if seen:
+                is_seen = all(tensor.name in seen for tensor, _ in space.read.values())
+                if is_seen:
                     before = [np.ldexp(seen[tensor.name], -total[index]) for tensor, _ in space.read.values()]
                 else:
                     before = [end.extent() for end in space.makers if not end.is_bias]
-                step = exponents(before, [end.extent() for end in space.readers], self.share if seen else 0.5)
+                step = exponents(before, [end.extent() for end in space.readers], self.share if is_seen else 0.5)
                 step = _safe(space, _below_ceiling(step, space.room, total[index]))
                 if step.any():
                     _apply(space, step)

@@ -46,6 +46,11 @@ class Space:
         """Start without a ceiling."""
         self.room = np.zeros(self.channels)
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether only a factor a channel makes it, as behind a normalization, and no weight that mixes channels."""
+        return all(int(np.prod(end.shape)) == self.channels for end in self.makers)
+
     def absorb(self, other: Space) -> None:
         """Take over all that another space has."""
         self.makers += other.makers
