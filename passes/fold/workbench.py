@@ -21,6 +21,7 @@ __all__ = ["LISTED_INITIALIZERS", "Workbench", "is_standard", "label"]
 
 LISTED_INITIALIZERS = 3  # up to this IR version an initializer must be listed as a graph input
 _REUSED = 256  # bytes
+_FEW = 64  # readers of one tensor
 
 
 class Workbench(View):
@@ -111,7 +112,8 @@ class Workbench(View):
             for index, tensor in enumerate(node.inputs):
                 if tensor is old:
                     node.inputs[index] = new
-        self.touch([*readers, *new.inputs, *new.outputs])
+        beside = new.outputs if len(new.outputs) <= _FEW else ()  # the next round comes to the rest
+        self.touch([*readers, *new.inputs, *beside])
 
     def set_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
         """Let the node read `tensor` as its input number `index`, which may be the next one after the last."""
