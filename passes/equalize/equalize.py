@@ -38,7 +38,7 @@ class Equalize(Pass):
 
     Attributes:
         method: cle: as far as the weights before and behind say. smooth: as far as the activations on samples and the
-            weights behind say; meant for weights with a scale a channel, as those before may get larger. auto: smooth
+            weights behind say; meant for normalizations, as rows of weights before may get very unequal. auto: smooth
             for channels that the scale of a normalization makes, where there are samples; cle for all others.
         share: Part of an activation's range that goes to the weights behind it, in smooth; SmoothQuant's alpha.
     """
