@@ -118,9 +118,9 @@ CPU_KERNELS: tuple[Kernel, ...] = (
     _moves("Resize", "single-activation"),
     # MatMulInteger with DynamicQuantizeLinear, fused to DynamicQuantizeMatMul or MatMulIntegerToFloat
     Kernel("MatMul", "dynamic", "com.microsoft.DynamicQuantizeMatMul", weighted=1, weight_axis=1, float_output=True,
-           conditions=("constant-weight", "matrix-weight")),
+           first_opset=11, conditions=("constant-weight", "matrix-weight")),
     Kernel("Gemm", "dynamic", "com.microsoft.DynamicQuantizeMatMul", weighted=1, weight_axis=1, float_output=True,
-           conditions=("constant-weight", "bias-unit-beta")),
+           first_opset=11, conditions=("constant-weight", "bias-unit-beta")),
     # DynamicQuantizeLSTM: weights transposed, one scale per column; there is no such kernel for GRU and RNN
     Kernel("LSTM", "dynamic", "com.microsoft.DynamicQuantizeLSTM", weighted=1, weight_axis=1, float_output=True,
            conditions=("constant-weight", "forward-layout")),

@@ -12,6 +12,7 @@ from graphopt.runtime.session import open_session
 from graphopt.shapes import infer_shapes
 
 PER_CHANNEL, PER_TENSOR = 13, 10  # first opset whose DequantizeLinear has an axis, and that has one at all
+AT_RUN_TIME = 11  # first opset with DynamicQuantizeLinear
 WANTED = 17
 _REFUSALS = (onnx.version_converter.ConvertError, RuntimeError, ValueError, onnx.checker.ValidationError)
 

@@ -14,7 +14,7 @@ from graphopt.model import Model
 from graphopt.passes.quant.accounting import account, summary
 from graphopt.passes.quant.calibrate import Calibration, calibrate
 from graphopt.passes.quant.errors import OutputError, hardest
-from graphopt.passes.quant.opset import PER_TENSOR, raised
+from graphopt.passes.quant.opset import AT_RUN_TIME, PER_TENSOR, raised
 from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.search import Judged, Search
@@ -138,12 +138,10 @@ class Run:
         base, calibration = self._model.copy(), None
         infer_shapes(base)
         units: Sequence[Unit] = ()
-        if options.mode in ("auto", "static") and self._context.observer is not None:
-            other, note = raised(base)
-            if other is not base:
-                base, self._raised = other, note
-            elif note:
-                self._notes.append(note)
+        static = options.mode in ("auto", "static") and self._context.observer is not None
+        if static or (options.mode in ("auto", "dynamic") and base.opset < AT_RUN_TIME):
+            base = self._raise(base)
+        if static:
             units, calibration = self._static_units(base)
         sites: Sequence[DynamicSite] = ()
         if options.mode != "static":
@@ -153,6 +151,15 @@ class Run:
             if self._context.observer is None and sites and options.mode != "blocks":
                 self._notes.append(_NO_DATA)
         return Workshop(base, target, units, sites, calibration, self._context.samples)
+
+    def _raise(self, model: Model) -> Model:
+        """Return the model in an opset that has the operators, if it can be had."""
+        other, note = raised(model)
+        if other is not model:
+            self._raised = note
+        elif note:
+            self._notes.append(note)
+        return other
 
     def _static_units(self, model: Model) -> tuple[list[Unit], Calibration | None]:
         if model.opset < PER_TENSOR:
