@@ -234,3 +234,20 @@ def test_the_report_tells_what_became_of_each_conversion() -> None:
     written = [node.name for node in result.model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear")]
     assert sorted(fate["where"] for fate in fates) == sorted(written)
     assert any(fate["what"] == "part of an integer kernel: QLinearConv 'second'" for fate in fates)
+
+
+def test_scales_that_the_runtime_writes_beside_the_graph() -> None:
+    model = quantized(
+        "g = Gather(table, ids)\nd = DequantizeLinear<axis = 1>(g, scales, zeros)\nt = Transpose<perm = [1, 0]>(d)\n"
+        "tq = QuantizeLinear(t, ys, yz)\ny = DequantizeLinear(tq, ys, yz)",
+        inputs="int64[3] ids",
+        output="float[512, 3] y",
+    ).to_proto()
+    scales = np.linspace(0.01, 0.02, 512, dtype=np.float32)
+    for name, values in (
+        ("table", np.ones((4, 512), np.uint8)),
+        ("scales", scales),
+        ("zeros", np.zeros(512, np.uint8)),
+    ):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    assert found(Model.from_proto(model))

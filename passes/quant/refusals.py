@@ -120,9 +120,13 @@ class Refusals:
         stored = self._view.stored.get(conversion.input[2]) if len(conversion.input) > 2 else None
         return onnx.TensorProto.UINT8 if stored is None else stored.data_type
 
-    def _parameters(self, conversion: onnx.NodeProto) -> tuple[str, ...]:
+    def _parameters(self, conversion: onnx.NodeProto) -> tuple[str | bytes, ...]:
         """Return what tells whether two conversions have one scale and zero point."""
-        stored = self._view.stored
-        return tuple(
-            str(onnx.numpy_helper.to_array(stored[name])) if name in stored else name for name in conversion.input[1:3]
-        )
+        return tuple(map(self._content, conversion.input[1:3]))
+
+    def _content(self, name: str) -> str | bytes:
+        """Return the bytes of what is stored under a name; the name where they are not at hand, as of long scales."""
+        stored = self._view.stored.get(name)
+        if stored is None or onnx.external_data_helper.uses_external_data(stored):
+            return name
+        return onnx.numpy_helper.to_array(stored).tobytes()
