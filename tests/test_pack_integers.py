@@ -49,7 +49,7 @@ def quantized(*, per_tensor: bool = False, zero: int = 0) -> tuple[Model, Any]:
             f"b{index}": np.rint(random.normal(size=ROWS) / (scale * STEP) / 5).astype(np.int32),
             f"bs{index}": np.asarray(stored * STEP, np.float32),
         }
-        axis = {} if per_tensor else {"axis": 0}
+        axis: dict[str, Any] = {} if per_tensor else {"axis": 0}
         nodes += [
             helper.make_node("DequantizeLinear", [f"w{index}", f"ws{index}", f"wz{index}"], [f"w{index}_d"], **axis),
             helper.make_node("DequantizeLinear", [f"b{index}", f"bs{index}"], [f"b{index}_d"], **axis),
@@ -152,7 +152,7 @@ def test_the_way_back_is_exact() -> None:
 def dynamic(*, cast: bool = True) -> tuple[Model, Any]:
     """A MatMul in the form of dynamic quantization, as ONNX Runtime fuses it, and samples with correlated features."""
     random = np.random.default_rng(6)
-    weights = {
+    weights: dict[str, np.ndarray] = {
         "w": np.clip(np.rint(random.normal(size=(96, 160)) * 40), -127, 127).astype(np.int8),
         "s": random.uniform(0.001, 0.01, 160).astype(np.float32),
     }

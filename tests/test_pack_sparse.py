@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import onnx
@@ -117,9 +117,8 @@ def test_levels_in_one_dimension_are_the_best(count: int) -> None:
         return float((weights * (values - levels[nearest(levels, values)]) ** 2).sum())
 
     best = loss(best_levels(values, weights, count))
-    ends = np.stack(np.meshgrid(*[np.arange(10)] * (count - 1)), -1).reshape(-1, count - 1) if count > 1 else [[]]
-    for inner in ends:
-        edges = np.array([0, *np.sort(inner), 9], int)
+    for inner in product(range(10), repeat=count - 1):
+        edges = [0, *sorted(inner), 9]
         parts = [slice(a, b) for a, b in pairwise(edges) if b > a]
         assert best <= loss(np.array([np.average(values[part], weights=weights[part]) for part in parts])) + 1e-12
 
