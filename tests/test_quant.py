@@ -303,6 +303,35 @@ def test_rows_of_a_table_go_into_kernels_as_they_are() -> None:
     assert again.report.steps[-1].outcome == "unchanged"
 
 
+TURNED = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (int64[N, 3] x) => (float[3, N, 64] y, float[N, 3, 64] z, float[3, 64, N] u)
+<float[2000, 64] t>
+{
+  rows = Gather(t, x)
+  turned = Transpose<perm = [1, 0, 2]>(rows)
+  y = Tanh(turned)
+  z = Tanh(rows)
+  u = Transpose<perm = [0, 2, 1]>(turned)
+}
+"""
+
+
+def test_a_transpose_moves_the_integers_of_rows() -> None:
+    """ONNX Runtime leaves a QuantizeLinear behind a Transpose that moves floats with a scale for each column."""
+    model, samples = build(TURNED), [{"x": RNG.integers(0, 2000, (5, 3))} for _ in range(2)]
+    result = quantize(model, "quant:mode=dynamic", samples, max_drop=0.05)
+    assert "QuantizeLinear" not in op_counts(optimized_model(result.model))
+    report = result.report.steps[-1].report
+    assert report is not None
+    assert report.metrics["conversions inside"] == 0
+    with open_session(model) as before, open_session(result.model) as after:
+        for feeds in samples:
+            wanted, found = before.run(feeds), after.run(feeds)
+            for name in ("y", "z", "u"):
+                np.testing.assert_allclose(found[name], wanted[name], atol=0.02 * float(np.abs(wanted["u"]).max()))
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 def test_fitted_weights_change_outputs_less_than_the_nearest(pairs: bool) -> None:
     model = build(MATRIX.replace("512", "64").replace("256", "32"))

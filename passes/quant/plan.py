@@ -25,7 +25,7 @@ from graphopt.passes.quant.ranges import METHODS, Affine, RangeMethod
 from graphopt.passes.quant.sites import DynamicSite, site_size, sites_in
 from graphopt.passes.quant.store import WeightStore, weight_key
 from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
-from graphopt.passes.quant.tables import into_integers, merge_tables
+from graphopt.passes.quant.tables import into_integers, merge_tables, transpose_integers
 from graphopt.passes.quant.twins import block_twin, site_twin, tensor_roundings, unit_twin
 from graphopt.passes.quant.units import Unit, outputs_of_scopes, units_in
 from graphopt.runtime.profile import NodeTime
@@ -159,6 +159,7 @@ class Workshop:
         if placement.units:
             changed += insert(model, units, placement, parameters, self._store, self.target.convention)
         changed += merge_tables(model, tables) if tables else 0
+        transpose_integers(model)
         return Written(model, placement, changed)
 
     def switchboard(self, plan: Plan, error: OutputError) -> Switchboard:

@@ -3,6 +3,11 @@
     Gather(table) -> QuantizeLinear   becomes   Gather(integers of the table), the same integers
 
 That rounds nothing that was not rounded before, and saves the way from integers of the table's own to floats and back.
+Of other tables, whose rows become floats, a Transpose behind moves the integers:
+
+    Gather(table) -> DequantizeLinear -> Transpose   becomes   Gather(table) -> Transpose -> DequantizeLinear
+
+ONNX Runtime does the same, but puts a QuantizeLinear in between, which stays: it drops only those with a single scale.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir.clean import clean
 from graphopt.ir.exporter import unique_name
-from graphopt.ir.graph import Constant, tensor_names
+from graphopt.ir.graph import Constant, Node, Variable, tensor_names, walk_graphs
 from graphopt.model import Model
 from graphopt.passes.quant.placement import Placement
 from graphopt.passes.quant.ranges import Affine
@@ -63,3 +68,43 @@ def _codes(table: gs.Constant, quantize: gs.Node) -> np.ndarray:
     scale, zero = (tensor.values for tensor in quantize.inputs[1:3])
     parameters = Affine(np.float32(scale), int(zero), signed=zero.dtype == np.int8)
     return parameters.codes(table.values)
+
+
+def transpose_integers(model: Model) -> None:
+    """Let a Transpose of rows of a table move them before they become floats.
+
+    Args:
+        model: Edited in place and cleaned up.
+    """
+    taken, changed = tensor_names(model.graph), False
+    for scope in walk_graphs(model.graph):
+        here = {id(node) for node in scope.nodes}
+        waiting = [node for node in scope.nodes if _restores_rows(node)]
+        for node in waiting:  # grows: of what moved, the next Transpose may move the integers as well
+            for reader in [item for item in node.outputs[0].outputs if item.op == "Transpose" and id(item) in here]:
+                waiting.append(_transposed(scope, node, reader, taken))
+                changed = True
+    if changed:
+        clean(model.graph)
+
+
+def _restores_rows(node: gs.Node) -> bool:
+    """Whether a node turns rows of a table into floats, with a scale for each column."""
+    if node.op != "DequantizeLinear" or "axis" not in node.attrs or isinstance(node.inputs[0], gs.Constant):
+        return False
+    return [maker.op for maker in node.inputs[0].inputs] == ["Gather"]
+
+
+def _transposed(scope: gs.Graph, dequantize: gs.Node, transpose: gs.Node, taken: set[str]) -> gs.Node:
+    """Turn integers into floats behind a Transpose instead of before it; return the node that does."""
+    codes, scale, zero = dequantize.inputs
+    moved, output = (
+        Variable(unique_name(f"{transpose.outputs[0].name}_codes", taken), codes.dtype),
+        transpose.outputs[0],
+    )
+    transpose.inputs[0], transpose.outputs[0] = codes, moved
+    order, axis = transpose.attrs.get("perm"), int(dequantize.attrs["axis"])
+    axis = -1 - axis if order is None else list(order).index(axis % len(order))  # without `perm` it reverses the axes
+    fresh = Node("DequantizeLinear", f"{output.name}/DequantizeLinear", {"axis": axis}, [moved, scale, zero], [output])
+    scope.nodes.append(fresh)
+    return fresh
