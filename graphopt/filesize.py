@@ -16,16 +16,15 @@ import numpy as np
 import onnx
 import zstandard
 
-from graphopt.errors import ModelError
 from graphopt.ir.exporter import export_graph, inline
 from graphopt.ir.payload import StoredTensor
+from graphopt.ir.wire import TensorMessage, serialized, varint_bytes
 from graphopt.model import PROTOBUF_LIMIT, Model
 from graphopt.writer import DataStream
 
 _OWN_FRAME = 2**16  # bytes; a smaller weight is compressed better together with its neighbours
 _CHUNK = 2**24  # bytes handed to the compressor at a time
 _MARGIN = 2**26  # bytes that `Model.save` leaves for the structure when it decides on external data
-_STAND_IN = "graphopt:size"
 
 Dense = StoredTensor | np.ndarray
 
@@ -73,12 +72,10 @@ class Scale:
             if held.nbytes < _OWN_FRAME or held.dtype == object:
                 return inline(name, held)
             weighed.append(self._remembered(held, name))
-            stand_in = onnx.TensorProto(name=str(len(weighed) - 1))
-            stand_in.external_data.add(key=_STAND_IN)
-            return stand_in
+            return onnx.TensorProto(name=str(len(weighed) - 1), data_location=onnx.TensorProto.EXTERNAL)
 
         proto = export_graph(model.graph, model.residue, write)
-        structure = _serialized(proto)
+        structure = serialized(proto)
         sizes = [size.nbytes for size in weighed]
         growth = _field_growth(proto.graph.ByteSize(), _growth(proto.graph, sizes)) if sizes else 0
         compressed = _sum([self._compressed(structure), *(size.zstd_nbytes for size in weighed)])
@@ -96,7 +93,7 @@ class Scale:
                 weighed[id(held)] = self._remembered(held, None)
             return proto
 
-        structure = _serialized(export_graph(model.graph, model.residue, write))
+        structure = serialized(export_graph(model.graph, model.residue, write))
         compressed = _sum([self._compressed(structure), *(size.zstd_nbytes for size in weighed.values())])
         return FileSize(len(structure) + stream.used, compressed)
 
@@ -105,9 +102,9 @@ class Scale:
         key = (id(held), "" if name is None else f"={name}")
         reference, size = self._known.get(key, (None, None))
         if reference is None or size is None or reference() is not held:
-            if self.level is None and name is None:
-                return FileSize(held.nbytes, None)
-            content = _raw_bytes(held) if name is None else _serialized(inline(name, held))
+            if self.level is None:
+                return FileSize(held.nbytes if name is None else len(TensorMessage(name, held)), None)
+            content = _raw_bytes(held) if name is None else b"".join(TensorMessage(name, held).pieces())
             size = FileSize(len(content), self._compressed(content))
             self._known[key] = (weakref.ref(held), size)
         return size
@@ -136,18 +133,11 @@ def _raw_bytes(held: Dense) -> bytes | memoryview:
     return held.raw_bytes() if isinstance(held, StoredTensor) else inline("", held).raw_data
 
 
-def _serialized(proto: onnx.ModelProto | onnx.TensorProto) -> bytes:
-    try:
-        return bytes(proto.SerializeToString(deterministic=True))
-    except ValueError as error:
-        raise ModelError(f"the model does not fit into one protobuf message of 2 GiB: {error}") from error
-
-
 def _growth(graph: onnx.GraphProto, sizes: list[int]) -> int:
     """Return the bytes that a serialized graph gains when its stand-ins become the tensors they stand for."""
     growth = 0
     for tensor in graph.initializer:
-        if any(entry.key == _STAND_IN for entry in tensor.external_data):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:  # nothing else is, of what was exported inline
             small = tensor.ByteSize()
             growth += _field_growth(small, sizes[int(tensor.name)] - small)
     for node in graph.node:
@@ -162,8 +152,4 @@ def _growth(graph: onnx.GraphProto, sizes: list[int]) -> int:
 
 def _field_growth(before: int, growth: int) -> int:
     """Return the growth of a length-prefixed field whose content grows: the length itself may need more bytes."""
-    return growth + _varint_bytes(before + growth) - _varint_bytes(before)
-
-
-def _varint_bytes(value: int) -> int:
-    return max(1, -(-value.bit_length() // 7))
+    return growth + varint_bytes(before + growth) - varint_bytes(before)

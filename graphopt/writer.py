@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import tempfile
@@ -14,16 +13,16 @@ from typing import BinaryIO
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError
 
 from graphopt.compressed import compressed, is_compressed
 from graphopt.errors import ModelError
 from graphopt.ir.exporter import PayloadWriter, elsewhere, inline
 from graphopt.ir.payload import StoredTensor, tensors_of
+from graphopt.ir.wire import Pieces, raw_chunks, serialized
 
 _THRESHOLD = 1024  # bytes; smaller weights stay in the model file, where shape inference can see them
 _ALIGNMENT = 64  # bytes: a cache line, the widest vector; whole pages would let a file outgrow its source
-_CHUNK = 2**24  # bytes written at a time
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def write_scratch(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path
     data_path = path.with_name(f"{path.name}.data")
     try:
         with data_path.open("wb") as data_file, path.open("wb") as model_file:
-            _write_proto(export(DataStream(data_file, data_path.name).write), model_file)
+            model_file.write(serialized(export(DataStream(data_file, data_path.name).write)))
     except OSError as error:
         raise ModelError(f"cannot write '{path}': {error.strerror or error}") from error
 
@@ -103,21 +102,25 @@ def _behind_link(path: Path, external_data: bool) -> Path:
 def _save_single(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path) -> SavedModel:
     with _temporary(path) as (file, temporary):
         if is_compressed(path):
-            plain = io.BytesIO()
-            _write_proto(export(inline), plain)
-            file.write(compressed(plain.getvalue()))
+            file.write(compressed(b"".join(_whole(export))))
         else:
-            _write_proto(export(inline), file)
+            file.writelines(_whole(export))
         _finish(file)
         os.replace(temporary, path)
     _flush_folder(path.parent)
     return SavedModel(path, None, path.stat().st_size)
 
 
+def _whole(export: Callable[[PayloadWriter], onnx.ModelProto]) -> Iterator[bytes | memoryview]:
+    """Yield a model file with all weights in it."""
+    pieces = Pieces()
+    return pieces.of(export(pieces.write))
+
+
 def _save_pair(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, data_path: Path) -> SavedModel:
     with _temporary(path) as (data_file, data_temporary), _temporary(path) as (model_file, model_temporary):
         stream = DataStream(data_file, data_path.name)
-        _write_proto(export(stream.write), model_file)
+        model_file.write(serialized(export(stream.write)))
         _finish(data_file)
         _finish(model_file)
         if stream.used == 0:
@@ -157,17 +160,10 @@ class DataStream:
         offset = -(-self.used // _ALIGNMENT) * _ALIGNMENT
         self._file.write(bytes(offset - self.used))
         self.used = offset
-        for chunk in _chunks(held):
+        for chunk in raw_chunks(held):
             self._file.write(chunk)
             self.used += len(chunk)
         return offset, self.used - offset
-
-
-def _chunks(held: StoredTensor | np.ndarray) -> Iterator[memoryview]:
-    if isinstance(held, StoredTensor):
-        return held.raw_chunks(_CHUNK)
-    raw = memoryview(inline("", held).raw_data)
-    return (raw[start : start + _CHUNK] for start in range(0, len(raw), _CHUNK))
 
 
 @contextmanager
@@ -188,13 +184,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _write_proto(proto: onnx.ModelProto, file: BinaryIO) -> None:
-    try:
-        file.write(proto.SerializeToString(deterministic=True))
-    except (EncodeError, ValueError) as error:
-        raise ModelError(f"the model does not fit into one protobuf message of 2 GiB: {error}") from error
 
 
 def _finish(file: BinaryIO) -> None:

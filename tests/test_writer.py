@@ -312,10 +312,13 @@ for external in (False, True):
             def SerializeToString(self, **_: object) -> bytes:  # noqa: N802  # protobuf's name
                 raise EncodeError("too large")
 
-        monkeypatch.setattr("graphopt.model.export_graph", lambda *_: TooLarge())
-        for external in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr("graphopt.model.export_graph", lambda *_: TooLarge())
             with pytest.raises(ModelError, match="does not fit into one protobuf message"):
-                model().save(tmp_path / "m.onnx", external_data=external)
+                model().save(tmp_path / "m.onnx", external_data=True)
+        monkeypatch.setattr("graphopt.ir.wire._LIMIT", 1000)
+        with pytest.raises(ModelError, match="does not fit into one protobuf message"):
+            model().save(tmp_path / "m.onnx", external_data=False)
         assert names(tmp_path) == []
 
     def test_model_that_cannot_be_expressed(self, tmp_path: Path) -> None:
@@ -329,7 +332,7 @@ for external in (False, True):
 def break_it(patch: pytest.MonkeyPatch, what: str, error: BaseException) -> None:
     """Make one step of writing fail."""
     if what == "write":
-        patch.setattr(writer, "_write_proto", _raiser(error))
+        patch.setattr(writer, "_finish", _raiser(error))
     elif what == "mkstemp":
         patch.setattr("tempfile.mkstemp", _raiser(error))
     elif what == "second replace":

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -26,7 +28,7 @@ from graphopt.passes.share.nodes import redirect
 
 _WORTH, _NAMES = 512, 8  # bytes that a weight must have for a node to be smaller, and for each letter of its name
 _FILLS = 9  # opset since which there is ConstantOfShape
-_PIECE = 2**20  # elements compared at a time
+_GLANCE, _PIECE = 2**10, 2**20  # elements compared first, and then at a time
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")
 _LOGIC = ("And", "Or", "Xor", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")
 _BROADCASTING = frozenset((*_ARITHMETIC, *_LOGIC))
@@ -88,7 +90,8 @@ def _is_uniform(constant: gs.Constant) -> bool:
         return False
     values = constant.values.reshape(-1)
     first = values[0].tobytes()
-    pieces = (values[start : start + _PIECE] for start in range(0, values.size, _PIECE))
+    rest = (values[start : start + _PIECE] for start in range(_GLANCE, values.size, _PIECE))
+    pieces = chain([values[:_GLANCE]], rest)
     bits = (np.ascontiguousarray(piece).view(np.uint8).reshape(-1, len(first)) for piece in pieces)
     return all((piece == np.frombuffer(first, np.uint8)).all() for piece in bits)
 
