@@ -70,9 +70,10 @@ class Counts:
         precise = _bits(max(abs(low), abs(high))) - _PRECISION
         narrow = _bits(high - low) - self.bins.bit_length()
         self._widen(max(_FINEST, precise, narrow), lambda exponent: (_index(low, exponent), _index(high, exponent)))
-        indices = np.floor(values * np.float32(2.0**-self.exponent)).astype(np.int32)
-        if low < 0:  # what lies just below zero may round up to it
-            np.minimum(indices, -1, out=indices, where=values < 0)
+        scaled = values * np.float32(2.0**-self.exponent)  # exact, unless it is too small for float32
+        indices = np.floor(scaled, out=scaled).astype(np.intp)
+        if low < 0 and self.exponent > 0:  # what lies just below zero may have become zero
+            indices -= (values < 0) & (indices == 0)
         indices -= self.first
         self.counts += np.bincount(indices, minlength=self.counts.size) * weight
 
