@@ -45,7 +45,7 @@ def raised(model: Model) -> tuple[Model, str]:
         return model, f"opset {before} was kept: the converted model does not open ({error})"
     clean(converted.graph)
     infer_shapes(converted)
-    return converted, f"the model was converted from opset {before} to {WANTED}, which has one scale per channel"
+    return converted, f"the model was converted from opset {before} to {WANTED} for its integer operators"
 
 
 def _restate(proto: onnx.ModelProto, before: onnx.ModelProto) -> None:
