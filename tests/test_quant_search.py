@@ -8,15 +8,23 @@ import numpy as np
 import onnx
 import pytest
 
+from graphopt.evaluate import Evaluator
 from graphopt.model import Model
+from graphopt.observe import Observer
 from graphopt.passes.quant.attribution import attribute
+from graphopt.passes.quant.calibrate import calibrate
 from graphopt.passes.quant.costs import measured_costs
 from graphopt.passes.quant.cut import IMPLIES, cheapest
 from graphopt.passes.quant.errors import OutputError, hardest, squared_errors
+from graphopt.passes.quant.options import IntegerOptions, make_plans
+from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.ranges import affine
+from graphopt.passes.quant.search import Search
+from graphopt.passes.quant.sites import find_sites
 from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
 from graphopt.passes.quant.units import find_units
 from graphopt.runtime.profile import NodeTime, node_times
+from graphopt.runtime.timing import Ratio
 from graphopt.samples import open_samples
 from graphopt.shapes import infer_shapes
 from graphopt.targets import get_target
@@ -33,9 +41,9 @@ g (float[N, 16] x) => (float[N, 8] y)
 """
 
 
-def build() -> Model:
+def build(text: str = CHAIN) -> Model:
     rng = np.random.default_rng(3)
-    proto = onnx.parser.parse_model(CHAIN)
+    proto = onnx.parser.parse_model(text)
     for info in proto.graph.value_info:
         shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
         proto.graph.initializer.append(
@@ -149,3 +157,49 @@ def test_times_are_those_of_the_node_that_was_written() -> None:
     assert dict(costs.real) == {weighted[0].position: 2.0, weighted[1].position: 1.0}
     assert dict(costs.integer) == {weighted[0].position: 0.5, weighted[1].position: 0.25}
     assert costs.quantize == pytest.approx(0.001)
+
+
+SCALED = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 64] x, float[N, 64] u) => (float[N, 64] y, float[N, 64] z)
+<float[64, 64] w, float[64, 64] v>
+{
+  [varying] h = MatMul(x, w)
+  n = ReduceL2<axes = [1], keepdims = 1>(h)
+  y = Div(h, n)
+  [steady] z = MatMul(u, v)
+}
+"""
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_what_loses_with_fixed_ranges_takes_another_form(asked_for: bool) -> None:
+    """Samples of very different size, which the model itself scales to one: no fixed range suits them all."""
+    model, rng, target = build(SCALED), np.random.default_rng(5), get_target("cpu-avx2")
+    data = [
+        {name: (scale * rng.normal(size=(8, 64))).astype(np.float32) for name, scale in (("x", 4.0**size), ("u", 1.0))}
+        for size in range(4)
+    ]
+    samples = open_samples(data, model.interface)
+    units, _ = find_units(model.graph, target, model.opset)
+    sites, _ = find_sites(model.graph, target, model.opset)
+    observed = calibrate(model, units, Observer(samples))
+    plan = make_plans(IntegerOptions("auto", "minmax", ()), units, sites)[0]
+    search = Search(
+        Workshop(model, target, units, sites, observed, samples),
+        model,
+        Evaluator(model, target, samples=samples).drop,
+        lambda before, after: Ratio(0.5, 0.5, 0.5, 10),
+        None,
+        lambda candidate: OutputError(model, data),
+        limit=0.01,
+        asked_for=asked_for,
+    )
+    best, _ = search.best([plan])
+    assert best is not None
+    named = {node.name: position for position, node in enumerate(model.graph.nodes)}
+    found = best.candidate.plan
+    assert found.static == {named["steady"]}
+    assert found.dynamic == (set() if asked_for else {named["varying"]})
+    assert (named["varying"] in best.left) == asked_for
+    assert best.loss <= 0.01

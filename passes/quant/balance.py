@@ -47,16 +47,20 @@ class Balance:
     saved: Mapping[int, float]
     harms: Mapping[Rounding, float]
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of the float model; without times one, so that only bytes count."""
+        return sum(self.costs.real.values()) or 1.0
+
     def best(self, price: float) -> Plan:
         """Return the best plan at a price of the error, in seconds for all of it."""
         alone: dict[_Choice, float] = {}
         pairs: list[tuple[_Choice, _Choice, float]] = []
-        seconds = sum(self.costs.real.values())
         weights = {(item.position, item.at_run_time): harm for item, harm in self.harms.items() if not item.tensor}
         at_run_time = self.plan.dynamic | self.plan.blocks
         for position in {unit.position for unit in self.placement.units} | at_run_time:
             gain = self.costs.real.get(position, 0.0) - self.costs.integer.get(position, 0.0)
-            gain += BYTES * seconds * self.saved.get(position, 0.0)
+            gain += BYTES * self.seconds * self.saved.get(position, 0.0)
             alone["node", position] = price * weights.get((position, position in at_run_time), 0.0) - gain
         self._add_tensors(alone, pairs, price)
         chosen = cheapest(alone, pairs)
@@ -65,8 +69,7 @@ class Balance:
     def within(self, error: float) -> Plan:
         """Return the best plan whose roundings cause no more than an error altogether."""
         low, high = 0.0, 1.0
-        seconds = max(sum(self.costs.real.values()), 1e-9)
-        price = seconds / max(sum(self.harms.values()), 1e-300)
+        price = self.seconds / max(sum(self.harms.values()), 1e-300)
         if self.error_of(self.best(0.0)) <= error:
             return self.best(0.0)
         while self.error_of(self.best(high * price)) > error and high < IMPLIES:

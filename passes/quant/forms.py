@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from graphopt.passes.quant.ranges import RangeMethod
+
+Fallback = Literal["dynamic", "blocks"]
+FALLBACKS: tuple[Fallback, ...] = get_args(Fallback)
+"""Forms that round less than fixed ranges do, the faster one first."""
+_MEANING = {"dynamic": "with ranges found at run time", "blocks": "with weights in blocks"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,19 @@ class Plan:
     def nodes(self) -> list[int]:
         """Positions of all that run in integers, in graph order."""
         return sorted(self.static | self.dynamic | self.blocks)
+
+    def of(self, form: Fallback) -> frozenset[int]:
+        """Return the positions of the nodes in a form."""
+        return self.dynamic if form == "dynamic" else self.blocks
+
+    def adding(self, positions: frozenset[int], form: Fallback) -> Plan:
+        """Return the plan with more nodes in a form."""
+        if not positions:
+            return self
+        plan = replace(self, label=f"{self.label}, {len(positions)} more {_MEANING[form]}")
+        if form == "dynamic":
+            return replace(plan, dynamic=plan.dynamic | positions)
+        return replace(plan, blocks=plan.blocks | positions)
 
     def without(self, positions: Iterable[int]) -> Plan:
         """Return the plan with some nodes left float."""

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.passes.quant.forms import Plan
 from graphopt.passes.quant.ranges import RangeMethod
-from graphopt.passes.quant.sites import DynamicSite, weight_size
+from graphopt.passes.quant.sites import MATRICES, DynamicSite, weight_size
 from graphopt.passes.quant.units import Unit, name_of
 
 Mode = Literal["auto", "static", "dynamic", "blocks"]
@@ -45,7 +45,7 @@ def make_plans(options: IntegerOptions, units: Sequence[Unit], sites: Sequence[D
     at_run_time = frozenset(site.position for site in sites)
     convolutions = frozenset(unit.position for unit in units if unit.kind in ("conv", "depthwise"))
     method: RangeMethod = options.ranges
-    matrices = [site for site in sites if site.node.op in ("MatMul", "Gemm")]
+    matrices = [site for site in sites if site.node.op in MATRICES]
     blocks = frozenset(site.position for site in matrices)
     plans = []
     if weighted and options.mode != "blocks":

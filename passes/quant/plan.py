@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graphopt.ir.exporter import unique_name
@@ -17,12 +17,12 @@ from graphopt.passes.quant.costs import measured_costs
 from graphopt.passes.quant.dynamic import quantize_dynamic
 from graphopt.passes.quant.errors import OutputError
 from graphopt.passes.quant.fit import fit_weights
-from graphopt.passes.quant.forms import Plan
+from graphopt.passes.quant.forms import Fallback, Plan
 from graphopt.passes.quant.insert import insert
 from graphopt.passes.quant.opset import PER_CHANNEL
 from graphopt.passes.quant.placement import Placement, place
 from graphopt.passes.quant.ranges import METHODS, Affine, RangeMethod
-from graphopt.passes.quant.sites import DynamicSite, site_size, sites_in
+from graphopt.passes.quant.sites import MATRICES, DynamicSite, site_size, sites_in
 from graphopt.passes.quant.store import WeightStore, weight_key
 from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
 from graphopt.passes.quant.tables import into_integers, merge_tables, transpose_integers
@@ -200,6 +200,11 @@ class Workshop:
         matrices = {site.position: site_size(site) for site in sites}
         saved = saved_bytes(placement.units, matrices, self.model.weight_bytes)
         return Balance(plan, placement, outside, costs, self._sizes, saved, harms)
+
+    def refilled(self, plan: Plan, positions: Iterable[int], form: Fallback) -> Plan:
+        """Return the plan with those of some float nodes in a form that can take it."""
+        able = {site.position for site in self.sites if form == "dynamic" or site.node.op in MATRICES}
+        return plan.adding((frozenset(positions) & able) - frozenset(plan.nodes), form)
 
     def harm_of(self, position: int, harms: Mapping[Rounding, float]) -> float:
         """Return the error that a node causes: of its weight, and of the tensors that it reads in integers."""

@@ -14,10 +14,11 @@ from graphopt.model import Model
 from graphopt.passes.quant.accounting import account, summary
 from graphopt.passes.quant.calibrate import Calibration, calibrate
 from graphopt.passes.quant.errors import OutputError, hardest
+from graphopt.passes.quant.judged import Judged
 from graphopt.passes.quant.opset import AT_RUN_TIME, PER_TENSOR, raised
 from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
-from graphopt.passes.quant.search import Judged, Search
+from graphopt.passes.quant.search import Search
 from graphopt.passes.quant.sites import DynamicSite, find_sites
 from graphopt.passes.quant.units import Unit, find_units, name_of
 from graphopt.runtime.profile import NodeTime, node_times

@@ -15,6 +15,7 @@ from graphopt.passes.quant.units import QUANTIZERS, name_of
 from graphopt.targets import Target
 
 _FLOAT32 = np.dtype(np.float32)
+MATRICES = frozenset({"MatMul", "Gemm"})  # operators whose weights can be stored in blocks
 _TABLE = 2**16  # bytes; smaller tables are not worth a node
 
 
