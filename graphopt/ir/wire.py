@@ -59,11 +59,16 @@ class TensorMessage:
         yield from raw_chunks(self.held)
 
     def _ready(self) -> onnx.TensorProto | None:
-        """Return the message as the file had it, if it can stay."""
+        """Return the message as the file had it, where it has more to it than bytes.
+
+        Of all others the size is added up: protobuf serializes a message to learn its size.
+        """
         held = self.held
-        if isinstance(held, StoredTensor) and not held.is_external and held.tensor.name == self.name:
-            return held.tensor
-        return None
+        if not isinstance(held, StoredTensor) or held.is_external or held.tensor.name != self.name:
+            return None
+        tensor = held.tensor
+        plain = tensor.HasField("raw_data") and not tensor.HasField("data_location")
+        return None if plain and not tensor.HasField("segment") and not tensor.external_data else tensor
 
     def _header(self) -> onnx.TensorProto:
         return header(self.name, self.held)
