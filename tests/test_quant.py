@@ -303,6 +303,32 @@ def test_rows_of_a_table_go_into_kernels_as_they_are() -> None:
     assert again.report.steps[-1].outcome == "unchanged"
 
 
+TIED = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (int64[N] x) => (float[N, 2000] y)
+<float[2000, 64] t, float[64, 64] w>
+{
+  rows = Gather(t, x)
+  h = MatMul(rows, w)
+  LAST
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "last", ["y = Gemm<transB = 1>(h, t)", "turned = Transpose<perm = [1, 0]>(t) y = MatMul(h, turned)"]
+)
+def test_rows_of_a_table_that_a_product_shares_go_into_kernels_as_they_are(last: str) -> None:
+    data = [{"x": RNG.integers(0, 2000, 64)} for _ in range(4)]
+    result = quantize(build(TIED.replace("LAST", last)), "quant:mode=auto", data, max_drop=0.05)
+    report = result.report.steps[-1].report
+    assert report is not None
+    assert report.metrics["conversions inside"] == 0
+    (gather,) = [node for node in result.model.graph.nodes if node.op == "Gather"]
+    assert np.dtype(gather.inputs[0].dtype) == np.uint8
+    assert result.report.after.nbytes < 0.55 * result.report.before.nbytes
+
+
 TURNED = """
 <ir_version: 8, opset_import: ["" : 17]>
 g (int64[N, 3] x) => (float[3, N, 64] y, float[N, 3, 64] z, float[3, 64, N] u)

@@ -28,19 +28,33 @@ from graphopt.passes.quant.units import outputs_of_scopes
 
 
 def into_integers(sites: Iterable[DynamicSite], placement: Placement) -> list[DynamicSite]:
-    """Return the Gathers of sites that hand their rows to integer units only, and their table to nobody else."""
+    """Return the Gathers of sites that hand their rows to integer units only, and whose table no float node reads.
+
+    A matrix product may read it as well: it has integers of its own.
+    """
     sites = list(sites)
     if not sites:
         return []
     readers = {id(unit.node) for unit in placement.units}
+    products = {id(unit.node) for unit in placement.units if unit.weight is not None}
+    products |= {id(site.node) for site in sites if site.node.op != "Gather"}
     handed_out = outputs_of_scopes(sites[0].scope)
     found = []
     for site in sites:
         table, rows = site.node.inputs[0], site.node.outputs[0]
-        alone = site.node.op == "Gather" and len(table.outputs) == 1 and id(rows) not in handed_out
+        if site.node.op != "Gather" or id(rows) in handed_out:
+            continue
+        alone = all(reader is site.node or _goes_into(reader, products) for reader in table.outputs)
         if alone and rows.name in placement.stored and all(id(reader) in readers for reader in rows.outputs):
             found.append(site)
     return found
+
+
+def _goes_into(reader: gs.Node, products: set[int]) -> bool:
+    """Whether a reader of a weight is one of the products, or a Transpose that only they read."""
+    if reader.op == "Transpose":
+        return all(id(behind) in products for behind in reader.outputs[0].outputs)
+    return id(reader) in products
 
 
 def merge_tables(model: Model, sites: Iterable[DynamicSite]) -> int:
