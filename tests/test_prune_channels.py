@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from graphopt.cost import figures
 from graphopt.ir.clean import clean
 from graphopt.model import Model
-from graphopt.passes.prune.channels.allocation import allocate, curve
+from graphopt.passes.prune.channels.allocation import allocate, curve, pinned
 from graphopt.passes.prune.channels.branches import end_branches, fill_means
 from graphopt.passes.prune.channels.costs import Costs, mac_costs, time_costs, weight_costs
 from graphopt.passes.prune.channels.dependencies import Dependencies, find_dependencies
@@ -178,6 +178,20 @@ def test_a_branch_that_is_cheap_to_finish_goes_as_a_whole() -> None:
     even = curve(32, 8, np.linspace(0.0, 1.2, 32))
     assert allocate([steep, even], costs, 0.5) == [32, 0]
     assert allocate([steep, even], costs, 0.125) == [0, 8]
+
+
+def test_a_single_group_gives_up_no_more_than_was_asked_for() -> None:
+    costs = Costs(0.0, np.array([1.0]), np.ones((1, 1, 1)))
+    only = curve(64, 8, np.linspace(0.1, 1.0, 63))
+    assert allocate([only], costs, 0.15) == [10], "54 of 64 are left, 56 would be too many"
+    assert allocate([only], costs, 0.25) == [16], "whole multiples where they fit"
+    assert allocate([pinned(only, 0.25)], costs, 0.15) == [16], "what the user states stays"
+
+
+def test_multiples_that_barely_overshoot_stay() -> None:
+    costs = Costs(0.0, np.array([1.0, 0.01]), np.eye(2)[:, None, :])
+    large, small = curve(64, 8, np.linspace(0.1, 1.0, 63)), curve(64, 8, np.linspace(9.0, 10.0, 63))
+    assert allocate([large, small], costs, 0.246) == [16, 0]
 
 
 def test_channels_that_never_move_are_not_turned() -> None:

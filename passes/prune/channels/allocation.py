@@ -10,6 +10,7 @@ import numpy as np
 from graphopt.passes.prune.channels.costs import Costs
 
 _FREE = 1e-10  # loss, relative to the variance of outputs: rounding
+_SPARE = 0.005  # of the cost; this much more than was asked for may go for the sake of whole multiples
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +21,13 @@ class Curve:
         size: Classes of the group.
         options: Numbers of classes that may go, ascending from 0.
         losses: Loss at each, in a unit that all curves share.
+        between: Loss once 0, 1, 2, ... of them have gone, for the last step, which may stop between two options.
     """
 
     size: int
     options: np.ndarray
     losses: np.ndarray
+    between: np.ndarray
 
 
 def curve(size: int, multiple: int, losses: np.ndarray) -> Curve:
@@ -38,13 +41,14 @@ def curve(size: int, multiple: int, losses: np.ndarray) -> Curve:
     kept = np.arange(0, size, multiple)[::-1]
     kept = kept[size - kept <= len(losses)]
     options = np.concatenate([[0], size - kept])
-    return Curve(size, options, np.concatenate([[0.0], np.maximum.accumulate(losses[options[1:] - 1])]))
+    between = np.concatenate([[0.0], np.maximum.accumulate(losses)])
+    return Curve(size, options, between[options], between)
 
 
 def pinned(item: Curve, ratio: float) -> Curve:
     """Return a curve of which only the point nearest to a fraction of the classes is left."""
     at = int(np.argmin(np.abs(item.options - ratio * item.size)))
-    return Curve(item.size, item.options[at : at + 1], item.losses[at : at + 1])
+    return Curve(item.size, item.options[at : at + 1], item.losses[at : at + 1], item.between)
 
 
 def allocate(curves: Sequence[Curve], costs: Costs, ratio: float) -> list[int]:
@@ -53,6 +57,9 @@ def allocate(curves: Sequence[Curve], costs: Costs, ratio: float) -> list[int]:
     Greedy: the next step is the one that loses least for what it saves, steps being those to any later point of a
     curve, so that what is dear to begin and cheap to finish, as a whole branch is, has its chance. What has then gone
     too much is given back where that gains most. What loses nothing, as dead channels do, goes whatever the ratio.
+
+    Options leave what kernels take at once. Where a model has few groups that makes more go than was asked for; one
+    group then gives back single classes, down to the ratio.
 
     Args:
         curves: One a group.
@@ -70,7 +77,7 @@ def allocate(curves: Sequence[Curve], costs: Costs, ratio: float) -> list[int]:
         place = _best(curves, costs, place, steps, target)
     while (less := _given_back(curves, costs, place, target)) is not None:
         place = less
-    return [int(item.options[at]) for item, at in zip(curves, place, strict=True)]
+    return _to_the_class(curves, costs, place, target)
 
 
 def uniform(curves: Sequence[Curve], costs: Costs, ratio: float) -> list[int]:
@@ -117,6 +124,24 @@ def _given_back(curves: Sequence[Curve], costs: Costs, place: np.ndarray, target
     moved = place.copy()
     moved[steps[best][0]] = steps[best][1]
     return moved
+
+
+def _to_the_class(curves: Sequence[Curve], costs: Costs, place: np.ndarray, target: float) -> list[int]:
+    """Return how many classes of each group go once one group has given back what goes too much, class by class."""
+    counts = [int(item.options[at]) for item, at in zip(curves, place, strict=True)]
+    left, full = _left(curves, place), float(costs.total(np.ones(len(curves))))
+    best, gain = counts, 0.0
+    if target - float(costs.total(left)) <= _SPARE * full:
+        return counts
+    for index, (item, at) in enumerate(zip(curves, place, strict=True)):
+        fewer = np.arange(item.options[at - 1] + 1, counts[index]) if at else np.arange(0)
+        after = np.repeat(left[None], len(fewer), axis=0)
+        after[:, index] = 1.0 - fewer / item.size
+        fewer = fewer[costs.total(after) <= target * (1 + 1e-9)]
+        if len(fewer) and item.losses[at] - item.between[fewer[0]] > gain:
+            gain = float(item.losses[at] - item.between[fewer[0]])
+            best = [*counts[:index], int(fewer[0]), *counts[index + 1 :]]
+    return best
 
 
 def _after(curves: Sequence[Curve], place: np.ndarray, steps: Sequence[tuple[int, int]]) -> np.ndarray:
