@@ -35,9 +35,10 @@ class Prune(Pass):
     (pattern=channels) make it smaller and faster by themselves. Channels, heads, hidden units and whole residual
     branches go that the layers reading them can best do without (group OBS), as many of each as the model's outputs
     bear; channels between linear layers go in the coordinates that matter least. Then all layers are fitted front to
-    back, those of branches to what their shortcuts leave. More than half of a cost goes in several rounds. What has gone
-    leaves no trace in a file, so that the ratio is one of the model as the pass finds it, and a second run takes it once
-    more; zeros are seen, and a second run with the same ratio changes nothing.
+    back, those of branches to what their shortcuts leave. More than half of a cost goes in several rounds.
+
+    The ratio of channels is one of the model as the pass finds it: what went before has left no trace, so that a second
+    run takes the same fraction once more. Zeros are seen, and a second run finds as many as it wants.
 
     Sources: Frantar and Alistarh, "SparseGPT", arXiv:2301.00774, and "Optimal Brain Compression", arXiv:2208.11580; Han
     et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015.
