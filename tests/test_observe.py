@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, parser
 
 from graphopt.errors import ModelError
 from graphopt.model import Model
-from graphopt.observe import ChannelMean, Histogram, Observations, Observer, Range, SecondMoment
+from graphopt.observe import ChannelMean, ChannelRange, Histogram, Observations, Observer, Range, SecondMoment
 from graphopt.observe.sums import Counts
 from graphopt.runtime.session import Session
 from graphopt.samples import Samples, open_samples
@@ -33,8 +33,8 @@ net (float[n, 3, h, w] x) => (float[n, 4, h, w] y)
    y = Add(r, c)
 }
 """
-EVERY = (Range(), Histogram(), ChannelMean(1), ChannelMean(-1), SecondMoment())
-STATISTICS = (Range(), Histogram(), ChannelMean(1), SecondMoment())
+EVERY = (Range(), Histogram(), ChannelMean(1), ChannelMean(-1), SecondMoment(), ChannelRange(-1))
+STATISTICS = (Range(), Histogram(), ChannelMean(1), SecondMoment(), ChannelRange(1))
 Feeds = Mapping[str, np.ndarray]
 
 
@@ -87,6 +87,12 @@ def assert_matches(found: Observations, tensor: str, values: list[np.ndarray], a
     channels = [np.moveaxis(item, axis, 0).reshape(item.shape[axis], -1) for item in values]
     mean = np.nanmean(np.where(np.isfinite(together := np.concatenate(channels, axis=1)), together, np.nan), axis=1)
     np.testing.assert_allclose(found.mean(tensor, axis), mean, rtol=1e-5, atol=1e-6)
+    if (tensor, ChannelRange(axis)) in found.sums:
+        masked = np.ma.masked_invalid(together)
+        for end, wanted in zip(
+            found.channel_range(tensor, axis), (masked.min(axis=1), masked.max(axis=1)), strict=True
+        ):
+            np.testing.assert_allclose(end, wanted.filled(np.nan), rtol=1e-6)
     rows = np.concatenate([item.reshape(-1, item.shape[-1]) for item in values])
     rows = rows[np.isfinite(rows).all(axis=1)]
     np.testing.assert_allclose(found.second_moment(tensor), rows.T @ rows / len(rows), rtol=1e-5, atol=1e-5)
@@ -445,6 +451,7 @@ def test_observations_of_parts_add_up(first: list[Any], second: list[Any], bad: 
             np.testing.assert_allclose(one, other, rtol=1e-12)
         for axis in (1, -1):
             np.testing.assert_allclose(merged.mean(name, axis), whole.mean(name, axis), rtol=1e-9)
+        np.testing.assert_array_equal(merged.channel_range(name, -1), whole.channel_range(name, -1))
         np.testing.assert_allclose(merged.second_moment(name), whole.second_moment(name), rtol=1e-9)
     before = left.second_moment("x")
     left.merge(right)

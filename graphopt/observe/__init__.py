@@ -6,6 +6,6 @@ Memory is therefore bounded by the model and the statistics, not by the number o
 
 from graphopt.observe.observations import Observations
 from graphopt.observe.observer import Observer
-from graphopt.observe.statistics import ChannelMean, Histogram, Range, SecondMoment, Statistic
+from graphopt.observe.statistics import ChannelMean, ChannelRange, Histogram, Range, SecondMoment, Statistic
 
-__all__ = ["ChannelMean", "Histogram", "Observations", "Observer", "Range", "SecondMoment", "Statistic"]
+__all__ = ["ChannelMean", "ChannelRange", "Histogram", "Observations", "Observer", "Range", "SecondMoment", "Statistic"]

@@ -8,11 +8,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from graphopt.observe.statistics import ChannelMean, Histogram, Range, SecondMoment, Statistic
-from graphopt.observe.sums import Counts, Extent, Sum, WeightedSum
+from graphopt.observe.statistics import ChannelMean, ChannelRange, Histogram, Range, SecondMoment, Statistic
+from graphopt.observe.sums import ChannelExtent, Counts, Extent, Sum, WeightedSum
 
 Sums = dict[tuple[str, Statistic], Sum]
-KindT = TypeVar("KindT", Extent, Counts, WeightedSum)
+KindT = TypeVar("KindT", Extent, ChannelExtent, Counts, WeightedSum)
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,17 @@ class Observations:
         request = self._asked(tensor, ChannelMean) if axis is None else ChannelMean(axis)
         return self._sum(tensor, request, WeightedSum).mean()
 
+    def channel_range(self, tensor: str, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the smallest and the largest value of each channel, float64 [channels] each; NaN where there is none.
+
+        Args:
+            tensor: Its name.
+            axis: The axis that was asked for.
+        """
+        extent = self._sum(tensor, ChannelRange(axis), ChannelExtent)
+        none = extent.low > extent.high
+        return np.where(none, np.nan, extent.low), np.where(none, np.nan, extent.high)
+
     def second_moment(self, tensor: str) -> np.ndarray:
         """Return X^T X / n over the last axis, float64 [K, K]."""
         return self._sum(tensor, SecondMoment(), WeightedSum).mean()
@@ -101,6 +112,8 @@ class Observations:
 
 def _merge(left: Sum, right: Sum) -> Sum:
     if isinstance(left, Extent) and isinstance(right, Extent):
+        return left.merge(right)
+    if isinstance(left, ChannelExtent) and isinstance(right, ChannelExtent):
         return left.merge(right)
     if isinstance(left, Counts) and isinstance(right, Counts):
         return left.merge(right)

@@ -14,7 +14,7 @@ from graphopt.ir.graph import Graph
 from graphopt.model import Model
 from graphopt.observe.observations import Observations, Sums
 from graphopt.observe.probes import MASKING_OPSET, Probe, attach, new_sum
-from graphopt.observe.statistics import ChannelMean, Range, SecondMoment, Statistic
+from graphopt.observe.statistics import ChannelMean, ChannelRange, Range, SecondMoment, Statistic
 from graphopt.observe.sums import Sum
 from graphopt.observe.wiring import Wiring
 from graphopt.progress import Progress, SilentProgress
@@ -195,7 +195,7 @@ class _Run:
     def _ranks(self, requests: Requests) -> dict[str, int]:
         """Return the number of axes of each tensor; where inference does not know it, the first sample tells."""
         ranks = {name: len(shape) for name in requests if (shape := self._known.types[name].shape) is not None}
-        needed = (ChannelMean, SecondMoment)
+        needed = (ChannelMean, ChannelRange, SecondMoment)
         unknown = [
             name
             for name, statistics in requests.items()

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphopt.observe.statistics import ChannelMean, Histogram, Range, SecondMoment, Statistic
-from graphopt.observe.sums import Counts, Extent, Sum, WeightedSum
+from graphopt.observe.statistics import ChannelMean, ChannelRange, Histogram, Range, SecondMoment, Statistic
+from graphopt.observe.sums import ChannelExtent, Counts, Extent, Sum, WeightedSum
 from graphopt.observe.wiring import Wiring
 
 MASKING_OPSET = 9  # the first with Where
@@ -76,17 +76,19 @@ class Probe:
             if isinstance(statistic, Histogram) and isinstance(held, Counts):
                 some = values[statistic][0]
                 held.add(some[np.isfinite(some)] if self.masked else some, extent.elements / some.size)
-            elif isinstance(held, WeightedSum):
-                self._add_mean(held, statistic, values[statistic], shape)
+            elif isinstance(held, WeightedSum | ChannelExtent):
+                self._add_channels(held, statistic, values[statistic], shape)
         return True
 
-    def _add_mean(
-        self, held: WeightedSum, statistic: Statistic, values: list[np.ndarray], shape: tuple[int, ...]
+    def _add_channels(
+        self, held: WeightedSum | ChannelExtent, statistic: Statistic, values: list[np.ndarray], shape: tuple[int, ...]
     ) -> None:
         count = math.prod(shape) / shape[statistic.axis if isinstance(statistic, ChannelMean) else -1]
         total = values[0].astype(np.float64)
         try:
-            if isinstance(statistic, SecondMoment):
+            if isinstance(held, ChannelExtent):
+                held.include(total, values[1].astype(np.float64))
+            elif isinstance(statistic, SecondMoment):
                 held.add((total + total.T) / 2, float(values[1]) if self.masked else count)
             else:
                 held.add(total * count, values[1].astype(np.float64) * count if self.masked else count)
@@ -98,6 +100,8 @@ def new_sum(statistic: Statistic) -> Sum:
     """Return the sum of a statistic over no samples."""
     if isinstance(statistic, Range):
         return Extent()
+    if isinstance(statistic, ChannelRange):
+        return ChannelExtent()
     return Counts(statistic.bins) if isinstance(statistic, Histogram) else WeightedSum()
 
 
@@ -130,11 +134,11 @@ def attach(
     for statistic in statistics:
         if isinstance(statistic, Histogram):
             wanted[statistic] = (_some_values(wiring, values),)
-        elif isinstance(statistic, ChannelMean):
+        elif isinstance(statistic, ChannelMean | ChannelRange):
             axis = _axis(statistic.axis, rank, tensor.name)
-            wanted[statistic] = _channel_mean(
-                wiring, values, finite, [other for other in range(rank or 0) if other != axis]
-            )
+            others = [other for other in range(rank or 0) if other != axis]
+            reduced = _channel_mean if isinstance(statistic, ChannelMean) else _channel_range
+            wanted[statistic] = reduced(wiring, values, finite, others)
         elif isinstance(statistic, SecondMoment):
             wanted[statistic] = _second_moment(wiring, values, finite, _axis(-1, rank, tensor.name))
     probe.outputs.update({statistic: tuple(item.name for item in items) for statistic, items in wanted.items()})
@@ -188,6 +192,16 @@ def _channel_mean(
         return (mean(values),)
     zeroed = wiring.node("Where", finite, values, wiring.scalar(0))
     return mean(zeroed), mean(wiring.cast(finite, _FLOAT))
+
+
+def _channel_range(
+    wiring: Wiring, values: gs.Tensor, finite: gs.Tensor | None, axes: list[int]
+) -> tuple[gs.Variable, ...]:
+    def reduced(op: str, masked: float) -> gs.Variable:
+        tensor = values if finite is None else wiring.node("Where", finite, values, wiring.scalar(masked))
+        return wiring.reduce(op, tensor, axes) if axes else wiring.node("Identity", tensor)
+
+    return reduced("ReduceMin", math.inf), reduced("ReduceMax", -math.inf)
 
 
 def _second_moment(wiring: Wiring, values: gs.Tensor, finite: gs.Tensor | None, axis: int) -> tuple[gs.Variable, ...]:

@@ -41,8 +41,19 @@ class ChannelMean:
 
 
 @dataclass(frozen=True)
+class ChannelRange:
+    """Smallest and largest value of each channel over all samples, exact.
+
+    Attributes:
+        axis: Axis of the channels; negative ones count from the end.
+    """
+
+    axis: int = 1
+
+
+@dataclass(frozen=True)
 class SecondMoment:
     """X^T X / n, where the rows of X [n, K] are the vectors along the last axis, in all samples."""
 
 
-Statistic = Range | Histogram | ChannelMean | SecondMoment
+Statistic = Range | Histogram | ChannelMean | ChannelRange | SecondMoment

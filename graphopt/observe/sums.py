@@ -44,6 +44,31 @@ class Extent:
 
 
 @dataclass
+class ChannelExtent:
+    """Smallest and largest finite value of each channel, [channels]; without axes before the first."""
+
+    low: np.ndarray = field(default_factory=lambda: np.array(math.inf))
+    high: np.ndarray = field(default_factory=lambda: np.array(-math.inf))
+
+    def include(self, low: np.ndarray, high: np.ndarray) -> None:
+        """Add other elements.
+
+        Raises:
+            ValueError: There are more or fewer channels than before.
+        """
+        if self.low.ndim and self.low.shape != low.shape:
+            raise ValueError(f"shape {list(low.shape)} after {list(self.low.shape)}")
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+
+    def merge(self, other: ChannelExtent) -> ChannelExtent:
+        """Return the sum."""
+        merged = ChannelExtent(self.low, self.high)
+        if other.low.ndim:
+            merged.include(other.low, other.high)
+        return merged
+
+
+@dataclass
 class Counts:
     """A histogram over bins [i * 2^exponent, (i + 1) * 2^exponent).
 
@@ -170,4 +195,4 @@ class WeightedSum:
         return mean
 
 
-Sum = Extent | Counts | WeightedSum
+Sum = Extent | ChannelExtent | Counts | WeightedSum

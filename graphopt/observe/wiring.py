@@ -14,7 +14,7 @@ from graphopt.ir.importer import default_opset
 from graphopt.model import Model
 
 _NEW_OPSET = 17  # for models that use no standard operator so far
-_AXES_ARE_INPUTS = {"ReduceMin": 18, "ReduceMean": 18}  # since which version
+_AXES_ARE_INPUTS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceMean": 18}  # since which version
 
 
 class Wiring:
