@@ -51,8 +51,8 @@ class Reference:
     def __init__(self, model: Model, threads: int) -> None:
         self.model = model
         self.threads = threads
-        self.steady = False  # whether it is known to give the same outputs every time
         self.noise = Noise(model, threads)
+        self.steady = False  # whether it is known to give the same outputs every time; asked only if others differ
         self._session: Session | None = None
         self._outputs: dict[int, Outputs] = {}
         self._nbytes = 0
@@ -125,21 +125,16 @@ def check_sameness(
     for number, feeds in enumerate(probes):
         try:
             expected = before.run(feeds, number)
-            again = expected if before.steady else before.run(feeds)
         except ModelError as error:
             if not random:
                 raise
             return Sameness(None, f"the model does not run on random inputs: {error}", compared, random)
-        if difference(expected, again):
-            return Sameness(None, "the model gives other outputs every time it runs", random=random)
-        before.steady = True
         found, note = _compare(before, after, feeds, number, expected)
         if found is not False and note:
             notes[note] = None
         if found is not True:
             return Sameness(found, note, compared, random)
         compared += 1
-    after.steady = True
     return Sameness(True, "; ".join(notes), compared, random)
 
 
@@ -154,6 +149,9 @@ def _compare(
     found = difference(expected, actual)
     if not found:
         return True, ""
+    if not before.steady and difference(expected, before.run(feeds)):
+        return None, "the model gives other outputs every time it runs"
+    before.steady = True
     noise: Mapping[str, Distance] = {}
     for noise in before.noise.levels(feeds, expected):
         found = difference(expected, actual, noise)
