@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.observe import ChannelMean, Histogram, Observations, Observer, Statistic
 from graphopt.passes.quant.placement import Placement, shared_parameters
@@ -96,6 +97,24 @@ def calibrate(model: Model, units: Iterable[Unit], observer: Observer, *, signed
     found = observer.observe(model, requests)
     finite = frozenset(name for name in requests if found.nonfinite(name) == 0 and found.elements(name) > 0)
     return Calibration(found, finite, observer, signed)
+
+
+def extended(calibration: Calibration, model: Model, tensors: Iterable[str]) -> Calibration:
+    """Return what is known together with statistics of tensors that products read along their last axis.
+
+    Args:
+        calibration: What is known.
+        model: Has these tensors; its nodes may be in any order.
+        tensors: Their names.
+
+    Raises:
+        ModelError: The model does not run on a sample.
+    """
+    known, ordered = calibration.observations, model.copy()
+    clean(ordered.graph)
+    more = calibration.observer.observe(ordered, {name: [Histogram(), ChannelMean(-1)] for name in tensors})
+    together = Observations(known.samples, {**known.shapes, **more.shapes}, {**known.sums, **more.sums})
+    return replace(calibration, observations=together, observed=calibration.observed | more.shapes.keys())
 
 
 def channel_axis(unit: Unit) -> int:

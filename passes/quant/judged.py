@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from graphopt.evaluate import Drop
-from graphopt.passes.quant.plan import Candidate
+from graphopt.passes.quant.candidate import Candidate
 from graphopt.runtime.timing import Ratio
 
 WORTH = 0.1  # of the weights' bytes saved is worth an int8 model that is about as fast

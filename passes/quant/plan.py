@@ -12,7 +12,8 @@ from graphopt.model import Model
 from graphopt.passes.quant.audit import Audit, audit
 from graphopt.passes.quant.balance import Balance, read_outside, saved_bytes
 from graphopt.passes.quant.blocks import quantize_blocks
-from graphopt.passes.quant.calibrate import Calibration, bias_shift
+from graphopt.passes.quant.calibrate import Calibration, bias_shift, extended
+from graphopt.passes.quant.candidate import Candidate, Written
 from graphopt.passes.quant.costs import measured_costs
 from graphopt.passes.quant.dynamic import quantize_dynamic
 from graphopt.passes.quant.errors import OutputError
@@ -23,6 +24,7 @@ from graphopt.passes.quant.opset import PER_CHANNEL
 from graphopt.passes.quant.placement import Placement, place
 from graphopt.passes.quant.ranges import METHODS, Affine, RangeMethod
 from graphopt.passes.quant.sites import MATRICES, DynamicSite, site_size, sites_in
+from graphopt.passes.quant.smooth import Smoothing, smooth, undo
 from graphopt.passes.quant.store import WeightStore, weight_key
 from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
 from graphopt.passes.quant.tables import into_integers, merge_tables, transpose_integers
@@ -31,40 +33,6 @@ from graphopt.passes.quant.units import Unit, outputs_of_scopes, units_in
 from graphopt.runtime.profile import NodeTime
 from graphopt.samples import Samples
 from graphopt.targets import Target
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model made after a plan.
-
-    Attributes:
-        plan: The plan, less what did not fuse.
-        model: The model.
-        changed: Nodes that run in integers.
-        audit: What the runtime made of it.
-        unfused: Positions of the units that were taken back because they did not fuse, with the rule that failed.
-    """
-
-    plan: Plan
-    model: Model
-    changed: int
-    audit: Audit
-    unfused: Mapping[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Written:
-    """A model made after a plan, before anybody looked at it.
-
-    Attributes:
-        model: The model.
-        placement: What runs in integers with fixed ranges.
-        changed: Nodes that run in integers.
-    """
-
-    model: Model
-    placement: Placement
-    changed: int
 
 
 @dataclass
@@ -78,6 +46,7 @@ class Workshop:
         sites: What can run in integers with ranges found at run time.
         calibration: Statistics; None without samples.
         samples: What weights are fitted on; None without.
+        smoothings: What was done to the channels of tensors of the model.
     """
 
     model: Model
@@ -86,6 +55,7 @@ class Workshop:
     sites: Sequence[DynamicSite]
     calibration: Calibration | None
     samples: Samples | None = None
+    smoothings: list[Smoothing] = field(default_factory=list)
     _store: WeightStore = field(init=False)
     _sizes: dict[str, int] = field(init=False)
 
@@ -142,6 +112,23 @@ class Workshop:
                 self._store.bias_shift.pop(unit.position, None)
         return bool(found)
 
+    def smooth(self, positions: Collection[int]) -> bool:
+        """Divide the channels that reach far of what some units read, where it is worth it; whether any was."""
+        if self.calibration is None:
+            return False
+        known = {position for item in self.smoothings for position in item.readers}
+        chosen = [unit for unit in self.units if unit.position in positions and unit.position not in known]
+        found = smooth(self.model, chosen, self.calibration)
+        if not found:
+            return False
+        self.smoothings += found
+        self.calibration = extended(self.calibration, self.model, [item.smooth for item in found])
+        self._sizes = self.calibration.sizes()
+        for position in {position for item in found for position in item.readers}:
+            self._store.bias_shift.pop(position, None)
+            self._store.forget(position)
+        return True
+
     def write(self, plan: Plan) -> Written:
         """Make the model of a plan, whatever the runtime makes of it."""
         model = self.model.copy()
@@ -154,6 +141,7 @@ class Workshop:
         sites = sites_in(model, [site for site in chosen if site.position not in merged])
         blocks = sites_in(model, [site for site in self.sites if site.position in plan.blocks])
         self._correct(placement)
+        undo(model, self.smoothings, frozenset(plan.nodes))
         changed = quantize_dynamic(model, sites, self._store) if sites else 0
         changed += quantize_blocks(model, blocks) if blocks else 0
         if placement.units:

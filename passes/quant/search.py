@@ -10,10 +10,11 @@ from graphopt.filesize import Scale
 from graphopt.model import Model
 from graphopt.passes.quant.attribution import attribute
 from graphopt.passes.quant.balance import Balance
+from graphopt.passes.quant.candidate import Candidate
 from graphopt.passes.quant.errors import OutputError
 from graphopt.passes.quant.forms import FALLBACKS, Plan
 from graphopt.passes.quant.judged import EQUAL, WORTH, Judged, better, promises
-from graphopt.passes.quant.plan import Candidate, Workshop
+from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.refine import refine
 from graphopt.passes.quant.switchboard import Rounding
 from graphopt.runtime.profile import NodeTime
@@ -106,20 +107,26 @@ class Search:
         return drop is None or drop.within(self.limit)
 
     def _held(self, item: Judged, *, thin: bool) -> Judged:
-        """Measure the loss; where it is too large and `thin`, choose ranges again, then leave nodes float."""
+        """Measure the loss; where it is too large and `thin`, smooth, choose ranges again, then leave nodes float."""
         drop = self.measure_drop(item.candidate.model)
         failed = Judged(item.candidate, drop, item.latency, item.left)
         if self._holds(drop) or not thin:
             return failed
-        error = self.error(item.candidate.model)
+        plan = item.candidate.plan
+        if self.workshop.smooth(plan.nodes):
+            candidate = self.workshop.make(plan)
+            latency = self.measure_latency(self.float_model, candidate.model)
+            failed = Judged(candidate, self.measure_drop(candidate.model), latency, item.left)
+            if self._holds(failed.drop):
+                return failed
+        error = self.error(failed.candidate.model)
         if error is None:
             return failed
-        plan = item.candidate.plan
         with self.workshop.switchboard(plan, error) as board:
             harms = attribute(board.roundings, board.error, _MEASURED)
             if refine(self.workshop, plan, board, harms):
                 candidate = self.workshop.make(plan)
-                failed = Judged(candidate, self.measure_drop(candidate.model), item.latency, item.left)
+                failed = replace(failed, candidate=candidate, drop=self.measure_drop(candidate.model))
                 if self._holds(failed.drop):
                     return failed
         return self._thinned(failed, harms)

@@ -55,6 +55,10 @@ class WeightStore:
             self._matrices[position] = quantize_weight(values, 1, pairs=self.pairs)
         return self._matrices[position]
 
+    def forget(self, position: int) -> None:
+        """Forget the integers of a site whose matrix has changed."""
+        self._matrices.pop(position, None)
+
     def _quantize(self, unit: Unit, least: np.ndarray | None) -> QuantizedWeight:
         assert unit.weight is not None
         values = unit.weight.values
