@@ -42,7 +42,7 @@ def build(text: str = RESIDUAL) -> Model:
     rng = np.random.default_rng(2)
     gamma = np.ones(64, np.float32)
     gamma[FAR] = 40
-    weights = {
+    weights: dict[str, np.ndarray] = {
         "w": rng.normal(size=(64, 64)).astype(np.float32) / 8,
         "v": rng.normal(size=(32, 64)).astype(np.float32) / 8,
         "gamma": gamma,
