@@ -93,6 +93,18 @@ def test_samples_tell_which_errors_matter() -> None:
     assert error(fitted, model, samples) < 0.6 * error(blind, model, samples)
 
 
+@pytest.mark.parametrize("unit", [2.0**-90, 2.0**90])
+def test_units_do_not_matter(unit: float) -> None:
+    model, _ = network()
+    scaled = model.copy()
+    (weight,) = (constant for constant in constants(scaled.graph) if constant.name == "b")
+    (plain,) = (constant for constant in constants(shared(model, "share:palette=4")[0].graph) if constant.name == "b")
+    weight.values = weight.values * np.float32(unit)
+    found, _ = shared(scaled, "share:palette=4")
+    (other,) = (constant for constant in constants(found.graph) if constant.name == "b")
+    np.testing.assert_array_equal(other.values, plain.values * np.float32(unit))
+
+
 def test_pack_stores_the_codes() -> None:
     model, samples = network()
     target = get_target("cpu-avx2")

@@ -9,6 +9,7 @@ import numpy as np
 from graphopt.compensate.descent import coordinate_descent
 from graphopt.compensate.gptq import damped, gptq
 from graphopt.compensate.grid import Grid, PaletteGrid, nearest
+from graphopt.compensate.magnitude import magnitude
 from graphopt.compensate.refit import refit_levels
 
 _BINS = 512  # distinct values that levels are chosen among exactly; more are put into bins of equal width first
@@ -67,7 +68,11 @@ def fit_palette(
         whole: Whether levels must be whole numbers, as those of integer weights are.
     """
     groups, _, inputs = matrix.shape
-    moment = None if moment is None else damped(moment)
+    unit = magnitude(matrix)  # in which no square overflows
+    matrix, scale = matrix / unit, scale / unit
+    if moment is not None:
+        moment = damped(moment)
+        moment /= magnitude(moment)
     diagonal = np.ones((groups, inputs)) if moment is None else np.einsum("gkk->gk", moment)
     unscaled = matrix / scale
     bounds = float(unscaled.min()), float(unscaled.max())

@@ -33,7 +33,7 @@ def allocate(losses: Sequence[float], sizes: Sequence[int], mean_bits: float) ->
     count = np.asarray(sizes, np.float64)[:, None]
     lost = _known_losses(losses, sizes)[:, None] * 4.0 ** (MEASURED - choices)
     nbytes = count * choices / 8 + [_decoder_bytes(int(bits)) for bits in choices]
-    allowed = float(count.sum()) * mean_bits / 8 + len(count) * _decoder_bytes(MOST)
+    allowed = float(count.sum()) * mean_bits / 8 + len(count) * _decoder_bytes(round(mean_bits))
 
     def chosen(price: float) -> np.ndarray:
         return np.asarray(np.argmin(lost + price * nbytes, axis=1))

@@ -20,6 +20,7 @@ from graphopt.passes.pack.floats import Floats, Rounded
 from graphopt.passes.pack.forms import Form, forms
 from graphopt.passes.pack.loading import compare_loading, describe
 from graphopt.passes.pack.sizemode import SizeMode
+from graphopt.passes.pack.sizes import constant_bytes
 from graphopt.passes.pack.storage import Store
 from graphopt.passes.pack.unfit import unfit_constants
 from graphopt.passes.pack.unpack import unpack
@@ -121,8 +122,9 @@ class _Run:
             return 0
         plain = self._optimized()
         originals = {id(constant): payload(constant) for constant in found}
+        sizes = {id(constant): constant_bytes(constant) for constant in candidates}
         coded = self._coded(candidates)
-        store = self._stored(candidates, coded, originals)
+        store = self._stored(candidates, coded, originals, sizes)
         if store.packed:
             self._raise_ir_version()
             self._prove(store, plain)
@@ -135,7 +137,11 @@ class _Run:
         return len(store.packed)
 
     def _stored(
-        self, candidates: list[gs.Constant], coded: Mapping[int, Rounded], originals: Mapping[int, Payload]
+        self,
+        candidates: list[gs.Constant],
+        coded: Mapping[int, Rounded],
+        originals: Mapping[int, Payload],
+        sizes: Mapping[int, int],
     ) -> Store:
         """Put decoders into the graph wherever a form is smaller than the plain weight.
 
@@ -148,7 +154,8 @@ class _Run:
             rounded = coded.get(id(constant))
             if rounded is not None and rounded.form is not None:
                 possible.append(rounded.form)
-            if store.pack(constant, [form for form in possible if form.opset <= self._model.opset]):
+            usable = [form for form in possible if form.opset <= self._model.opset]
+            if store.pack(constant, usable, sizes[id(constant)]):
                 continue
             self._skipped.append(Skip(constant.name, "no form of it is smaller than the plain one"))
             if rounded is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
 from graphopt.compensate import PaletteGrid, coordinate_descent, damped, gptq, refit_levels, refit_scales
 from graphopt.compensate.grid import nearest
+from graphopt.compensate.magnitude import magnitude
 from graphopt.compensate.palette import masked
 
 _ROUNDS = 2  # of refitting levels and scales; more change the last digits
@@ -37,27 +39,45 @@ class Coded:
         values: np.ndarray = self.levels[self.codes] * self.scale.astype(np.float32)
         return values
 
+    def times(self, unit: float) -> Self:
+        """Return the weights times a power of two, which the levels take up; of 8 bits the scales, which are short.
+
+        Half precision stays where it holds the product exactly.
+        """
+        if len(self.levels) < 256:
+            return replace(self, levels=(self.levels.astype(np.float64) * unit).astype(np.float32))
+        scale = (self.scale.astype(np.float64) * unit).astype(np.float32)
+        with np.errstate(over="ignore"):
+            narrow = scale.astype(np.float16)
+        return replace(self, scale=narrow if np.array_equal(narrow, scale) else scale)
+
 
 def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int, *, sparse: bool = False) -> Coded:
     """Return the best codes that alternating minimization finds.
 
     Start from a uniform grid whose scale minimizes the error weighted by the diagonal of the moment; round with GPTQ;
     then refit levels and scales by least squares and improve the codes by coordinate descent, in turn. The last codes
-    are chosen for the scales as they are stored.
+    are chosen for the scales as they are stored. All of that is done in units in which no square overflows.
 
     Args:
-        matrix: Weights, [groups, rows, inputs].
+        matrix: Finite weights, [groups, rows, inputs].
         moment: Second moment of the inputs, [groups, inputs, inputs]; None where nothing is known about them.
         bits: Bits of a code, 1 to 8; 2 to 8 of sparse weights.
         sparse: Whether zeros stay zero; one of the levels is zero then.
     """
+    unit = magnitude(matrix)
+    known = None if moment is None else damped(moment)
+    return _shrunk(matrix / unit, known if known is None else known / magnitude(known), bits, sparse=sparse).times(unit)
+
+
+def _shrunk(matrix: np.ndarray, moment: np.ndarray | None, bits: int, *, sparse: bool) -> Coded:
+    """Return the codes of weights of magnitude 1 at most, as `shrink` does; the moment is a damped one."""
     groups, _, inputs = matrix.shape
     keep = matrix != 0 if sparse else None
     levels = np.linspace(-1, 1, 2**bits - sparse) if bits < 8 else np.arange(-128, 128) / 127
     if moment is None or inputs > _FULL:
-        diagonal = np.ones((groups, inputs)) if moment is None else _diagonal(damped(moment))
+        diagonal = np.ones((groups, inputs)) if moment is None else _diagonal(moment)
         return _rounded(matrix, diagonal, levels, sparse=sparse)
-    moment = damped(moment)
     scale = start_scale(matrix, _diagonal(moment), levels)
     quick = moment.astype(np.float32)
     grid = masked(PaletteGrid(scale, levels, inputs), keep)
@@ -89,13 +109,14 @@ def start_scale(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) ->
     matrix, levels, diagonal = matrix.astype(np.float32), levels.astype(np.float32), diagonal.astype(np.float32)
     largest: np.ndarray = np.abs(matrix).max(axis=-1, keepdims=True)
     largest[largest == 0] = 1.0
-    best, least = largest.copy(), np.full(largest.shape, np.inf, np.float32)
+    unscaled = matrix / largest
+    best, least = np.ones_like(largest), np.full(largest.shape, np.inf, np.float32)
     for part in _SHRINKS.astype(np.float32):
-        scale = largest * part
-        errors = (levels[nearest(levels, matrix / scale)] * scale - matrix) ** 2 @ diagonal[..., None]
-        best = np.where(errors < least, scale, best)
+        errors = (levels[nearest(levels, unscaled / part)] * part - unscaled) ** 2 @ diagonal[..., None]
+        best = np.where(errors < least, part, best)
         least = np.minimum(errors, least)
-    return best.astype(np.float64)
+    found: np.ndarray = best.astype(np.float64) * largest
+    return found
 
 
 def _with_zero(levels: np.ndarray, *, sparse: bool) -> np.ndarray:

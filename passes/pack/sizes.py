@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir.exporter import inline
 from graphopt.ir.graph import payload, payload_bytes
-from graphopt.ir.payload import StoredTensor
+from graphopt.ir.payload import StoredSparseTensor, StoredTensor
 
 _TYPED_FIELDS = 2**12  # bytes; numbers in typed fields may take less than their type, which matters for small weights
 
@@ -15,6 +15,8 @@ _TYPED_FIELDS = 2**12  # bytes; numbers in typed fields may take less than their
 def constant_bytes(constant: gs.Constant) -> int:
     """Return what an initializer adds to the file."""
     held = payload(constant)
+    if isinstance(held, StoredSparseTensor):
+        return field_bytes(held.tensor.ByteSize())
     if isinstance(held, StoredTensor) and not held.is_external and not held.tensor.HasField("raw_data"):
         return field_bytes(inline(constant.name, held).ByteSize())
     if payload_bytes(constant) < _TYPED_FIELDS and not isinstance(held, StoredTensor):

@@ -50,9 +50,16 @@ class Store:
         self._builder = DecoderBuilder(set(owners))
         self.packed: list[Packed] = []
 
-    def pack(self, constant: gs.Constant, forms: list[Form]) -> bool:
-        """Store a weight in the smallest of the forms, unless it is smaller as it is."""
-        plain = constant_bytes(constant)
+    def pack(self, constant: gs.Constant, forms: list[Form], plain: int | None = None) -> bool:
+        """Store a weight in the smallest of the forms, unless it is smaller as it is.
+
+        Args:
+            constant: The weight.
+            forms: Possible ones.
+            plain: Bytes that it takes in the file as it is, where its present values do not tell: rounding makes a
+                dense weight of a sparse initializer.
+        """
+        plain = constant_bytes(constant) if plain is None else plain
         least = min((form.nbytes for form in forms), default=plain)
         best: tuple[Form, Draft, gs.Tensor] | None = None
         for form in forms:

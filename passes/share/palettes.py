@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.base import Skip
 from graphopt.biases import find_bias
+from graphopt.compensate.magnitude import magnitude
 from graphopt.compensate.palette import fit_palette
 from graphopt.context import Context
 from graphopt.ir.graph import constants, walk_graphs
@@ -97,5 +98,6 @@ def _share_layer(moments: LayerMoments, bits: int, shown: set[int]) -> None:
 
 def _fitted(matrix: np.ndarray, moment: np.ndarray | None, bits: int) -> np.ndarray:
     """Return weights [groups, rows, inputs] with few distinct values, float32."""
-    palette = fit_palette(matrix, moment, bits, np.ones((*matrix.shape[:2], 1)))
-    return np.asarray(palette.levels.astype(np.float32)[palette.codes])
+    unit = magnitude(matrix)
+    palette = fit_palette(matrix, moment, bits, np.full((*matrix.shape[:2], 1), unit))
+    return np.asarray((palette.levels * unit).astype(np.float32)[palette.codes])
