@@ -21,16 +21,11 @@ from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 from graphopt.model import Model
 from graphopt.passes.quant.sites import DynamicSite, matrix_of, stored_weight
 from graphopt.passes.quant.store import WeightStore
-from graphopt.passes.quant.weights import QuantizedWeight, quantize_rows, quantize_weight
+from graphopt.passes.quant.weights import quantize_rows
 from graphopt.runtime.hazards import carried_into_bodies
 
 _FLOAT32 = np.dtype(np.float32)
 _LSTM_INPUTS = 8  # X, W, R, B, sequence_lens, initial_h, initial_c, P
-
-
-def quantize_table(table: np.ndarray) -> QuantizedWeight:
-    """Quantize a table [rows, columns] with a scale a column."""
-    return quantize_weight(table, 1)
 
 
 def quantize_recurrent(weight: np.ndarray, *, pairs: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +95,7 @@ class _Writer:
         table, output = node.inputs[0], node.outputs[0]
         key = id(table), 3
         if key not in self._weights:
-            found = quantize_table(table.values)
+            found = self._store.table(table.name, table.values)
             self._weights[key] = self._constants(table.name, found.values, found.scale)
         codes, scale, zero = self._weights[key]
         rows = self._variable(f"{output.name}_codes", np.int8)

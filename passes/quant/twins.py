@@ -6,7 +6,7 @@ import numpy as np
 
 from graphopt.model import Model
 from graphopt.passes.quant.blocks import decode_blocks, encode_blocks
-from graphopt.passes.quant.dynamic import quantize_recurrent, quantize_table
+from graphopt.passes.quant.dynamic import quantize_recurrent
 from graphopt.passes.quant.placement import Placement
 from graphopt.passes.quant.sites import DynamicSite, matrix_of
 from graphopt.passes.quant.store import WeightStore
@@ -28,7 +28,7 @@ def site_twin(site: DynamicSite, store: WeightStore) -> Twin:
     """Return what a site with ranges found at run time computes with; an LSTM's inputs are left as they are."""
     node = site.node
     if node.op == "Gather":
-        return Twin(node, site.scope, {0: quantize_table(node.inputs[0].values).restored()})
+        return Twin(node, site.scope, {0: store.table(node.inputs[0].name, node.inputs[0].values).restored()})
     if node.op == "LSTM":
         inputs = {}
         for index in (1, 2):
