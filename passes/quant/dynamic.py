@@ -95,7 +95,7 @@ class _Writer:
         table, output = node.inputs[0], node.outputs[0]
         key = id(table), 3
         if key not in self._weights:
-            found = self._store.table(table.name, table.values)
+            found = self._store.table(site.position, table.values)
             self._weights[key] = self._constants(table.name, found.values, found.scale)
         codes, scale, zero = self._weights[key]
         rows = self._variable(f"{output.name}_codes", np.int8)

@@ -29,7 +29,7 @@ class WeightStore:
     fitted: Mapping[tuple[str, int, int], QuantizedWeight] = field(default_factory=dict)
     _found: dict[tuple[str, int, int], QuantizedWeight] = field(default_factory=dict)
     _matrices: dict[int, QuantizedWeight] = field(default_factory=dict)
-    _tables: dict[str, QuantizedWeight] = field(default_factory=dict)
+    _tables: dict[int, QuantizedWeight] = field(default_factory=dict)
 
     def weight(self, unit: Unit, least: np.ndarray | None = None) -> QuantizedWeight:
         """Return the integer weight of a unit; units that share a weight share its integers.
@@ -56,16 +56,16 @@ class WeightStore:
             self._matrices[position] = quantize_weight(values, 1, pairs=self.pairs)
         return self._matrices[position]
 
-    def table(self, name: str, values: np.ndarray) -> QuantizedWeight:
+    def table(self, position: int, values: np.ndarray) -> QuantizedWeight:
         """Return the integers of a table [rows, columns], with a scale a column.
 
         Args:
-            name: Of the table.
+            position: Of the Gather that reads it.
             values: The table.
         """
-        if name not in self._tables:
-            self._tables[name] = quantize_weight(values, 1)
-        return self._tables[name]
+        if position not in self._tables:
+            self._tables[position] = quantize_weight(values, 1)
+        return self._tables[position]
 
     def forget(self, position: int) -> None:
         """Forget the integers of a site whose matrix has changed."""

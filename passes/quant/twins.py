@@ -28,7 +28,7 @@ def site_twin(site: DynamicSite, store: WeightStore) -> Twin:
     """Return what a site with ranges found at run time computes with; an LSTM's inputs are left as they are."""
     node = site.node
     if node.op == "Gather":
-        return Twin(node, site.scope, {0: store.table(node.inputs[0].name, node.inputs[0].values).restored()})
+        return Twin(node, site.scope, {0: store.table(site.position, node.inputs[0].values).restored()})
     if node.op == "LSTM":
         inputs = {}
         for index in (1, 2):
