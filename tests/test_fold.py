@@ -267,3 +267,18 @@ def test_ranges_get_scalars_where_their_bounds_become_known() -> None:
         }"""
     )
     assert done.ops == {"Abs": 1, "Range": 1, "Constant": 1}
+
+
+def test_an_output_is_weighed_with_the_node_that_makes_it() -> None:
+    """A weight plus itself takes as much room as the weight, and 10 bytes more in a Constant node than in an Add."""
+    proto = parse('<ir_version: 10, opset_import: ["": 21]> g () => (float[1000] y) {}')
+    proto.graph.node.append(helper.make_node("Add", ["w", "w"], ["y"]))
+    proto.graph.initializer.append(numpy_helper.from_array(np.arange(1000, dtype=np.float32), "w"))
+    read = Model.from_proto(proto)
+    report = Fold().run(read, NO_CONTEXT)
+    assert report.changed == 0
+    assert [skip.where for skip in report.skipped] == ["y"]
+    grown = Model.from_proto(proto)
+    Fold(max_growth=100).run(grown, NO_CONTEXT)
+    growth = grown.to_proto().ByteSize() - proto.ByteSize()
+    assert report.skipped[0].reason == f"its value would take {growth} bytes more than what it is computed from"

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from graphopt.base import Skip
 from graphopt.ir.graph import payload_bytes
 from graphopt.passes.fold.evaluate import evaluate
-from graphopt.passes.fold.sizes import array_cost, constant_cost, node_cost, predicted_cost
+from graphopt.passes.fold.sizes import constant_cost, node_cost, predicted_cost
 from graphopt.passes.fold.workbench import Workbench, is_standard, label
 
 SMALL = 1024  # bytes; by so much a single result may be larger than what it replaces, as long as the file is not
@@ -168,7 +168,7 @@ class _Selection:
         """Judge a tensor whose size was not known before it was computed."""
         if id(tensor) not in self._unsure:
             return True
-        growth = array_cost(tensor.name, values) - self._freed([tensor])[0]
+        growth = self._bench.value_cost(tensor, values) - self._freed([tensor])[0]
         if growth <= 0 or growth <= min(SMALL, self._allowance):
             self._allowance -= max(growth, 0)
             return True
@@ -182,7 +182,7 @@ class _Selection:
 
     def _fits_together(self, tensors: Sequence[gs.Tensor]) -> bool:
         """Take all tensors if together they fit: several may share what only all of them make superfluous."""
-        costs = [self._cost(tensor) for tensor in tensors]
+        costs = [self._bench.predicted_cost(tensor) for tensor in tensors]
         freed, dead, uses = self._freed(tensors)
         if None in costs or sum(cost for cost in costs if cost is not None) > freed:
             return False
@@ -190,7 +190,7 @@ class _Selection:
         return True
 
     def _accept(self, tensor: gs.Tensor) -> bool:
-        cost = self._cost(tensor)
+        cost = self._bench.predicted_cost(tensor)
         freed, dead, uses = self._freed([tensor])
         growth = (cost or 0) - freed
         if growth > 0 and growth > min(SMALL, self._allowance):
@@ -207,9 +207,6 @@ class _Selection:
         self._replaced.update(id(tensor) for tensor in tensors)
         self._dead |= dead
         self._uses |= uses
-
-    def _cost(self, tensor: gs.Tensor) -> int | None:
-        return predicted_cost(tensor.name, self._bench.types[tensor])
 
     def _freed(self, tensors: Iterable[gs.Tensor]) -> tuple[int, set[int], dict[int, int]]:
         """Return the bytes of nodes and weights that nobody needs once the tensors are constants, and what changes."""

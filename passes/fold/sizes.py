@@ -15,6 +15,7 @@ from graphopt.ir.payload import StoredTensor, stored_bytes
 from graphopt.model import Model
 from graphopt.shapes import TensorType
 
+_ATTRIBUTE_TYPE = 3  # bytes of its tag and value
 _ATTRIBUTE_AT_LEAST = 8  # bytes of tags, lengths, type and value
 
 
@@ -62,9 +63,20 @@ def predicted_cost(name: str, known: TensorType) -> int | None:
     return tensor_cost(name, sizes, stored_bytes(onnx.helper.np_dtype_to_tensor_dtype(known.dtype), sizes))
 
 
+def constant_node_cost(output: str, value: int) -> int:
+    """Return how many bytes come with a Constant node.
+
+    Args:
+        output: Name of what it makes.
+        value: Bytes of an initializer without a name that holds the same.
+    """
+    attribute = _field(len("value")) + _ATTRIBUTE_TYPE + value
+    return _field(_field(len("Constant")) + _field(len(output)) + _field(attribute))
+
+
 def tensor_cost(name: str, shape: tuple[int, ...], nbytes: int) -> int:
     """Return the size of a TensorProto inside a graph, with its bytes as raw data."""
-    own = _field(len(name)) + _field(nbytes) + 2 + sum(1 + _varint(size) for size in shape)
+    own = (_field(len(name)) if name else 0) + _field(nbytes) + 2 + sum(1 + _varint(size) for size in shape)
     return _field(own)
 
 

@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 from graphopt.ir.graph import Constant, payload
 from graphopt.passes.fold.rules.rule import Outcome, Rule
 from graphopt.passes.fold.sizes import constant_cost, node_cost
-from graphopt.passes.fold.workbench import LISTED_INITIALIZERS, Workbench
+from graphopt.passes.fold.workbench import Workbench
 
 
 class LiftConstant(Rule):
@@ -25,7 +25,7 @@ class LiftConstant(Rule):
         output = node.outputs[0]
         if bench.is_result(output) or bench.in_function(node):
             return False
-        if (bench.model.graph.ir_version or 0) <= LISTED_INITIALIZERS:
+        if bench.must_list_initializers(node):
             return "up to IR version 3 an initializer must be a graph input"
         stated = bench.constant(output)
         if stated is None:

@@ -7,7 +7,6 @@ import onnx_graphsurgeon as gs
 
 from graphopt.passes.fold.derive import HANDLERS
 from graphopt.passes.fold.rules.rule import Outcome, Rule
-from graphopt.passes.fold.sizes import array_cost
 from graphopt.passes.fold.workbench import Workbench, is_standard
 
 
@@ -33,7 +32,7 @@ class ShapeValue(Rule):
         if not bench.is_result(output) and all(_goes_too(user, bench) for user in output.outputs):
             return False  # nobody will read it
         values = np.array(known.numbers, dtype)
-        growth = array_cost(output.name, values) - bench.freed(node)
+        growth = bench.value_cost(output, values) - bench.freed(node)
         if growth > max(bench.budget, 0):
             return f"its value would take {growth} bytes more"
         bench.make_constant(output, values.reshape(()) if known.scalar else values)
