@@ -18,8 +18,10 @@ class Quant(Pass):
     """Weights and activations in 8-bit integers, where that is faster and exact enough.
 
     Only operators for which the target has an integer kernel are touched. Several ways are tried and measured; the
-    fastest that holds the limit is kept, with the layers that lose most left in float. If none is faster than float,
-    the model stays as it is.
+    fastest that holds the limit is kept. Where a way does not hold it, channels that reach far are divided and the
+    weights behind them multiplied (SmoothQuant), ranges are chosen again by the error at the outputs, and weights
+    fitted; then the layers that lose most are left in float, or in mode auto take ranges found at run time, or blocks.
+    If none is faster than float, the model stays as it is.
 
     Attributes:
         mode: static: fixed ranges from samples. dynamic: ranges found at run time, needs none. blocks: weights of
