@@ -49,14 +49,16 @@ class Result:
     report: Report
 
     def save(self, path: str | Path, *, external_data: bool | None = None) -> Result:
-        """Write the model, see `Model.save`, and return a result whose report names the file.
+        """Write the model, see `Model.save`, and return a result whose report names the file and what it left unused.
 
         Raises:
             ModelError: It cannot be written; nothing is left behind.
         """
         saved = self.model.save(path, external_data=external_data)
         output = replace(file_info(saved.path, saved.nbytes), path=str(path))
-        return replace(self, report=replace(self.report, output=output, peak_memory_nbytes=peak_memory()))
+        warnings = (*self.report.warnings, *map(_left_over, saved.left_over))
+        report = replace(self.report, output=output, peak_memory_nbytes=peak_memory(), warnings=warnings)
+        return replace(self, report=report)
 
 
 def compress(
@@ -191,6 +193,10 @@ class _UntimedEvaluator(Evaluator):
 
     def latency(self, before: Model, after: Model, *, seconds: float = 2.0) -> Ratio | None:
         return None
+
+
+def _left_over(path: Path) -> str:
+    return f"'{path}' holds weights of the model that was replaced; remove it unless another model uses it"
 
 
 def _pipeline(passes: str | Sequence[Pass | str]) -> Pipeline:

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,18 +33,21 @@ class SavedModel:
         path: The model file.
         data_path: The file with its external data, or None.
         nbytes: Bytes of both.
+        left_over: Files with weights of the model that was replaced. They have names that others may use too, so
+            they stay.
     """
 
     path: Path
     data_path: Path | None
     nbytes: int
+    left_over: tuple[Path, ...] = ()
 
 
 def save_model(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, external_data: bool) -> SavedModel:
     """Write a model file and, if asked, its external data.
 
     The data file gets a name that no file has, the model file is replaced last, and only then the data file of the
-    replaced model is removed: a crash at any point leaves one complete model.
+    replaced model is removed, if it is named after the model: a crash at any point leaves one complete model.
 
     Args:
         export: Makes the proto, given where weights go.
@@ -60,14 +63,15 @@ def save_model(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path, e
         if is_compressed(path) and external_data:
             raise ModelError(f"cannot write '{path}': a compressed model is one file, without external data")
         path = _behind_link(path, external_data)
-        outdated = _own_data_files(path)
+        outdated = _data_files(path)
         data_path = _free_data_path(path) if external_data else None
         saved = _save_pair(export, path, data_path) if data_path is not None else _save_single(export, path)
-        for file in outdated:
+        own = [file for file in outdated if _is_named_after(file, path)]
+        for file in own:
             file.unlink(missing_ok=True)
     except OSError as error:
         raise ModelError(f"cannot write '{path}': {error.strerror or error}") from error
-    return saved
+    return replace(saved, left_over=tuple(file for file in outdated if file not in own and file.is_file()))
 
 
 def write_scratch(export: Callable[[PayloadWriter], onnx.ModelProto], path: Path) -> None:
@@ -213,8 +217,8 @@ def _free_data_path(path: Path) -> Path:
     return candidate
 
 
-def _own_data_files(path: Path) -> list[Path]:
-    """Return the data files named after `path` that the model there refers to: its replacement leaves them unused."""
+def _data_files(path: Path) -> list[Path]:
+    """Return the data files that the model there refers to: its replacement leaves them unused."""
     previous = onnx.ModelProto()
     try:
         previous.ParseFromString(path.read_bytes())
@@ -222,5 +226,10 @@ def _own_data_files(path: Path) -> list[Path]:
         return []  # nothing there, or nothing that could refer to data
     tensors = (item for item in tensors_of(previous) if isinstance(item, onnx.TensorProto))
     locations = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    pattern = re.compile(re.escape(path.name) + r"(\.\d+)?\.data")
-    return [path.with_name(name) for name in sorted(locations) if pattern.fullmatch(name)]
+    return [path.parent / location for location in sorted(locations)]
+
+
+def _is_named_after(file: Path, model: Path) -> bool:
+    """Whether a data file has one of the names that `save_model` gives those of a model."""
+    pattern = re.escape(model.name) + r"(\.\d+)?\.data"
+    return file.parent == model.parent and re.fullmatch(pattern, file.name) is not None

@@ -251,6 +251,24 @@ def test_in_place(folder: Path) -> None:
     assert len(onnx.load(folder / "m.onnx").graph.node) == 2
 
 
+def test_in_place_says_which_file_of_weights_is_left_over(folder: Path) -> None:
+    """A name of the user's own may be that of a file which other models use, so it is not removed."""
+    tensors = [onnx.numpy_helper.from_array(np.ones(1000, np.float32), name) for name in ("a", "b")]
+    nodes = [onnx.helper.make_node("Add", ["a", "b"], ["c"]), onnx.helper.make_node("Add", ["c", "x"], ["y"])]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1000]) for name in "xy"]
+    proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors))
+    onnx.save(proto, folder / "big.onnx", save_as_external_data=True, location="shared.bin")
+    result = CliRunner().invoke(main, ["big.onnx", "-p", "tidy", "--in-place", "--report", "r.json", "--no-benchmark"])
+    assert result.exit_code == 0
+    line = "'shared.bin' holds weights of the model that was replaced; remove it unless another model uses it"
+    assert f"warning: {line}" in result.stderr
+    assert line in json.loads((folder / "r.json").read_text())["warnings"]
+    assert (folder / "shared.bin").exists()
+    again = CliRunner().invoke(main, ["big.onnx", "-p", "tidy", "--in-place", "--no-benchmark"])
+    assert "replaced" not in again.stderr, "what is named after the model is removed"
+    assert len(list(folder.glob("big.onnx*.data"))) == 1
+
+
 USAGE = {
     "no passes": (["m.onnx"], "give the passes to run with -p; available: broken, interrupted, scale, tidy"),
     "empty passes": (["m.onnx", "-p", ""], "give the passes to run with -p"),
