@@ -194,6 +194,10 @@ class Workshop:
         able = {site.position for site in self.sites if form == "dynamic" or site.node.op in MATRICES}
         return plan.adding((frozenset(positions) & able) - frozenset(plan.nodes), form)
 
+    def saved_bytes(self, positions: Collection[int]) -> int:
+        """Return the bytes that sites save when they store integers: three of four."""
+        return sum(3 * site_size(site) for site in self.sites if site.position in positions)
+
     def harm_of(self, position: int, harms: Mapping[Rounding, float]) -> float:
         """Return the error that a node causes: of its weight, and of the tensors that it reads in integers."""
         read = {tensor.name for unit in self.units if unit.position == position for tensor in unit.inputs}

@@ -174,7 +174,8 @@ class Search:
         best = held
         for form in FALLBACKS:
             plan = self.workshop.refilled(best.candidate.plan, frozenset(best.left) - tried.of(form), form)
-            if plan == best.candidate.plan:
+            saved = self.workshop.saved_bytes(frozenset(plan.nodes) - frozenset(best.candidate.plan.nodes))
+            if saved < WORTH * best.candidate.model.weight_bytes:  # it could not be better by what `better` asks for
                 continue
             candidate = self.workshop.make(plan)
             drop = self.measure_drop(candidate.model)
