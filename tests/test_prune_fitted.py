@@ -23,6 +23,8 @@ from graphopt.passes.prune import Prune
 from graphopt.passes.prune.allocate import Curve, share_out
 from graphopt.passes.prune.levels import levels
 from graphopt.passes.prune.options import Criterion
+from graphopt.passes.prune.regularize import judged_problem
+from graphopt.passes.prune.sites import Evidence
 from graphopt.samples import Samples, open_samples, random_samples
 from graphopt.targets import get_target
 from tests.test_prune import model_of, random, values
@@ -319,7 +321,7 @@ def test_criteria_are_listed_with_their_sources() -> None:
 def test_samples_that_are_not_finite_are_left_out() -> None:
     model = two()
     good = list(samples_of(model, 8))
-    spoilt = [dict(good[0], x=np.full_like(good[0]["x"], np.nan)), *good]
+    spoilt = [*good, dict(good[0], x=np.full_like(good[0]["x"], np.nan))]
     found = []
     for feeds in (good, spoilt):
         fitted, target = model.copy(), get_target("cpu")
@@ -383,3 +385,21 @@ def test_removal_one_by_one_keeps_to_the_groups_and_loses_less(pattern: NofM) ->
     fitted = [case._refitted(start[None], start[None] != 0) for case, start in zip(cases, columns, strict=True)]
     losses = [sum(case.loss(found) for case, found in zip(cases, each, strict=True)) for each in (greedy, fitted)]
     assert losses[0] < 0.97 * losses[1]
+
+
+@pytest.mark.parametrize(("few", "helps"), [(False, True), (True, False)])
+def test_moments_are_trusted_as_far_as_unseen_samples_bear_it(few: bool, helps: bool) -> None:
+    """With 200 positions of 16 correlated inputs the fit helps; three positions tell nothing of those not seen."""
+    rng = np.random.default_rng(3)
+    mixing = rng.normal(size=(16, 4))
+
+    def seen(count: int, spread: float) -> Evidence:
+        x = rng.normal(size=(count, 4)) @ mixing.T + spread * rng.normal(size=(count, 16))
+        return Evidence((x.T @ x / count)[None], np.zeros((1, 8, 16)), count)
+
+    fitted, unseen = (seen(3, 1e-3), seen(2000, 20.0)) if few else (seen(200, 0.1), seen(200, 0.1))
+    present = rng.normal(size=(1, 8, 16))
+    problem = judged_problem(present, fitted, fitted, unseen, Unstructured(), 0.5)
+    off = problem.moment[0] - np.diag(np.diag(problem.moment[0]))
+    trust = np.abs(off).max() / np.abs(fitted.second[0] - np.diag(np.diag(fitted.second[0]))).max()
+    assert (trust > 0.5) == helps

@@ -124,11 +124,17 @@ def _is_full(gone: np.ndarray, among: int, most: int) -> np.ndarray:
 
 
 def refit_support(
-    target: np.ndarray, start: np.ndarray, keep: np.ndarray, moment: np.ndarray, *, steps: int = 24
+    target: np.ndarray,
+    start: np.ndarray,
+    keep: np.ndarray,
+    moment: np.ndarray,
+    *,
+    lack: np.ndarray | float = 0.0,
+    steps: int = 24,
 ) -> np.ndarray:
     """Return the weights on a support that come closest to the target's outputs: least squares for every row.
 
-    Solves ``(H_SS) q_S = (H t)_S`` for all rows at once by conjugate gradients with the diagonal as preconditioner;
+    Solves ``(H_SS) q_S = (H t + l)_S`` for all rows at once by conjugate gradients with the diagonal as preconditioner;
     each step lowers the loss.
 
     Args:
@@ -136,12 +142,13 @@ def refit_support(
         start: First guess, [..., rows, inputs]; only its values on the support count.
         keep: The support, bool [..., rows, inputs].
         moment: Damped second moment of the inputs, [..., inputs, inputs]; all is computed in its type.
+        lack: Cross moment of what the target's outputs lack with the inputs, [..., rows, inputs].
         steps: Most steps.
     """
     kind = moment.dtype
     found = np.where(keep, start, 0).astype(kind)
     scale = keep / np.einsum("...kk->...k", moment)[..., None, :].astype(kind)
-    residual = np.where(keep, (target.astype(kind) - found) @ moment, 0)
+    residual = np.where(keep, (target.astype(kind) - found) @ moment + np.asarray(lack, kind), 0)
     step = residual * scale
     energy = np.sum(residual * step, axis=-1, keepdims=True)
     least = energy * _SETTLED**2

@@ -18,9 +18,9 @@ from graphopt.compensate.problem import SparseProblem
 from graphopt.context import Context
 from graphopt.ir.graph import Payload
 from graphopt.model import Model
-from graphopt.moments import Pair, PairedMoments, layer_moments, paired_moments
+from graphopt.moments import Pair, PairedMoments, layer_moments, merged, paired_moments
 from graphopt.passes.prune.levels import levels
-from graphopt.passes.prune.regularize import problem_of
+from graphopt.passes.prune.regularize import judged_problem, problem_of
 from graphopt.passes.prune.scores import score_of
 from graphopt.passes.prune.search import Snapshot
 from graphopt.passes.prune.sites import Evidence, Site, evidence_of
@@ -29,6 +29,7 @@ from graphopt.walk import Walk
 
 _SAMPLES = 64  # that moments rest on
 _TRIAL_SAMPLES = 32  # that moments rest on in trials, and the comparison of layers
+_FOLDS = 4  # shares of the samples; one of them judges how far the others can be trusted
 _EVIDENCE = 64  # positions for each input of a layer, about
 
 
@@ -86,7 +87,7 @@ def fit_sites(
         for stage in _in_stages(model, work):
             shared = [(site, ratio) for site, ratio in stage if len(site.layers) > 1]
             single = [(site, ratio) for site, ratio in stage if len(site.layers) == 1]
-            near = ([found] for found in walk.moments([site.layers[0] for site, _ in single]))
+            near = ([found] for found in walk.paired([Pair.same(site.layers[0]) for site, _ in single], folds=_FOLDS))
             far = _moments(original, model, [site for site, _ in shared], samples, context)
             for part, stream in ((single, near), (shared, far)):
                 for (site, ratio), found in zip(part, stream, strict=True):
@@ -100,7 +101,7 @@ def _moments(
 ) -> Iterator[list[PairedMoments]]:
     """Yield the moments of each site's layers, wherever these are."""
     pairs = [Pair.same(layer) for site in sites for layer in site.layers]
-    stream = paired_moments(original, model, pairs, samples, progress=context.progress)
+    stream = paired_moments(original, model, pairs, samples, folds=_FOLDS, progress=context.progress)
     return ([next(stream) for _ in site.layers] for site in sites)
 
 
@@ -108,7 +109,14 @@ def _fit(site: Site, ratio: float, found: Sequence[PairedMoments], method: Metho
     """Prune one site, in place; it makes up for what it inherits where that can be told."""
     known = site.knows_biases and all(moments.count for moments in found)
     inherited = method.reconstruct and known
-    problem = problem_of(site.present(), evidence_of(site, found, inherited=inherited), method.pattern)
+    whole = evidence_of(site, found, inherited=inherited)
+    shares = [[moments.folds[index] for moments in found] for index in range(len(found[0].folds))]
+    if len(shares) == _FOLDS and all(moments.count for share in shares for moments in share):
+        most = [merged(parts) for parts in zip(*shares[:-1], strict=True)]
+        fitted, unseen = (evidence_of(site, part, inherited=inherited) for part in (most, shares[-1]))
+        problem = judged_problem(site.present(), whole, fitted, unseen, method.pattern, ratio)
+    else:
+        problem = problem_of(site.present(), whole, method.pattern)
     solved = method.solve(problem, ratio, site.weight.name)
     site.write(solved, found[0].mean, found[0].target_mean if inherited else None)
 

@@ -11,23 +11,63 @@ import numpy as np
 
 from graphopt.compensate import Pattern, damped
 from graphopt.compensate.problem import SparseProblem
+from graphopt.compensate.sparse import refit_support
 from graphopt.passes.prune.sites import Evidence
 
+_ROWS = 32  # of a layer, about, that the trust is chosen by
+_TRUSTS = (0.999, 0.99, 0.95, 0.8, 0.5, 0.2, 0.0)
 
-def problem_of(present: np.ndarray, known: Evidence, pattern: Pattern) -> SparseProblem:
+
+def judged_problem(
+    present: np.ndarray, whole: Evidence, fitted: Evidence, unseen: Evidence, pattern: Pattern, ratio: float
+) -> SparseProblem:
+    """Return what a site's weights should come close to, by moments that are shrunk as is best for unseen samples.
+
+    Positions of one sample are much alike, so that no formula says how much is known. Each trust is tried on some of
+    the samples: weights of smallest magnitude go, the others are fitted, and the samples that were left out judge. No
+    trust at all leaves the others as they are, so that a fit which only fits noise is not made.
+
+    Args:
+        present: The weights that are there, [groups, rows, inputs].
+        whole: What all samples tell, for the problem that is returned.
+        fitted: What those tell that are fitted to.
+        unseen: What the others tell, which judge.
+        pattern: Where zeros may stand.
+        ratio: Fraction that goes.
+    """
+    step = max(1, present.shape[1] // _ROWS)
+    keep = pattern.keep(np.abs(present), ratio)[:, ::step]
+    some, lack, unknown = present[:, ::step], fitted.lack[:, ::step], unseen.lack[:, ::step]
+    losses = []
+    for trust in _TRUSTS:
+        moment = _shrunk(fitted.second, trust)
+        unit = np.einsum("gkk->gk", moment).mean(axis=-1)[:, None, None]  # single precision holds its multiples
+        change = refit_support(some, some, keep, (moment / unit).astype(np.float32), lack=trust * lack / unit) - some
+        losses.append(np.vdot(change @ unseen.second, change) - 2 * np.vdot(change, unknown))
+    return problem_of(present, whole, pattern, _TRUSTS[int(np.argmin(losses))])
+
+
+def problem_of(present: np.ndarray, known: Evidence, pattern: Pattern, trust: float | None = None) -> SparseProblem:
     """Return what a site's weights should come close to, ``W + lack H^-1``, by moments that are shrunk and damped.
 
     Args:
         present: The weights that are there, W, [groups, rows, inputs].
         known: What is known of the inputs, H, and of what the outputs lack.
         pattern: Where zeros may stand.
+        trust: Part of what is off the diagonal that stays, and of what is lacking that is made up for; None for what
+            `shrinkage` says.
     """
-    trust = 1 - shrinkage(known.second, known.count)[:, None, None]
-    moment = damped(trust * known.second + (1 - trust) * known.second * np.eye(known.second.shape[-1]))
+    part = (1 - shrinkage(known.second, known.count) if trust is None else np.array([trust]))[:, None, None]
+    moment = _shrunk(known.second, part)
     wanted = present
     if known.lack.any():
-        wanted = present + trust * np.linalg.solve(moment, np.swapaxes(known.lack, -1, -2)).swapaxes(-1, -2)
+        wanted = present + part * np.linalg.solve(moment, np.swapaxes(known.lack, -1, -2)).swapaxes(-1, -2)
     return SparseProblem(wanted, moment, pattern)
+
+
+def _shrunk(second: np.ndarray, trust: np.ndarray | float) -> np.ndarray:
+    """Return moments of which a part of what is off the diagonal is left, damped, [groups, inputs, inputs]."""
+    return damped(trust * second + (1 - trust) * second * np.eye(second.shape[-1]))
 
 
 def shrinkage(second: np.ndarray, count: int) -> np.ndarray:
