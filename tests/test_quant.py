@@ -329,6 +329,19 @@ def test_rows_of_a_table_that_a_product_shares_go_into_kernels_as_they_are(last:
     assert result.report.after.nbytes < 0.6 * result.report.before.nbytes
 
 
+def test_a_product_that_shares_a_float_table_stays_float() -> None:
+    """In integers it would need bytes of its own, beside the floats that Gather still reads."""
+    data = [{"x": RNG.integers(0, 2000, 64)} for _ in range(4)]
+    model = build(TIED.replace("LAST", "[product] y = Gemm<transB = 1>(h, t)"))
+    result = quantize(model, "quant:mode=static", data, max_drop=0.05)
+    step = result.report.steps[-1]
+    assert step.report is not None
+    (reason,) = [item.reason for item in step.report.skipped if item.where == "product"]
+    assert "shares its weight and stays float" in reason
+    assert step.outcome == "accepted"
+    assert result.report.after.nbytes < result.report.before.nbytes
+
+
 TURNED = """
 <ir_version: 8, opset_import: ["" : 17]>
 g (int64[N, 3] x) => (float[3, N, 64] y, float[N, 3, 64] z, float[3, 64, N] u)

@@ -20,6 +20,7 @@ from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.search import Search
 from graphopt.passes.quant.sites import DynamicSite, find_sites
+from graphopt.passes.quant.tables import untying
 from graphopt.passes.quant.units import Unit, find_units, name_of
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.samples import Samples, random_samples
@@ -151,6 +152,9 @@ class Run:
             self._skip(skipped)
             if self._context.observer is None and sites and options.mode != "blocks":
                 self._notes.append(_NO_DATA)
+        untied = untying(units, sites)
+        self._skip(Skip(unit.name, untied[unit.position]) for unit in units if unit.position in untied)
+        units = [unit for unit in units if unit.position not in untied]
         return Workshop(base, target, units, sites, calibration, self._context.samples)
 
     def _raise(self, model: Model) -> Model:

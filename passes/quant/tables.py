@@ -24,7 +24,7 @@ from graphopt.model import Model
 from graphopt.passes.quant.placement import Placement
 from graphopt.passes.quant.ranges import Affine
 from graphopt.passes.quant.sites import DynamicSite
-from graphopt.passes.quant.units import outputs_of_scopes
+from graphopt.passes.quant.units import Unit, name_of, outputs_of_scopes
 
 
 def into_integers(sites: Iterable[DynamicSite], placement: Placement) -> list[DynamicSite]:
@@ -55,6 +55,21 @@ def _goes_into(reader: gs.Node, products: set[int]) -> bool:
     if reader.op == "Transpose":
         return all(id(behind) in products for behind in reader.outputs[0].outputs)
     return id(reader) in products
+
+
+def untying(units: Iterable[Unit], sites: Iterable[DynamicSite]) -> dict[int, str]:
+    """Return, by position, why units must stay float: a Gather that stays float shares their weight, a tied embedding.
+
+    The floats would stay in the file, with integers beside them.
+    """
+    integer = {id(site.node) for site in sites}
+    found = {}
+    for unit in units:
+        readers = [] if unit.weight is None else unit.weight.outputs
+        tied = [reader for reader in readers if reader.op == "Gather" and id(reader) not in integer]
+        if tied:
+            found[unit.position] = f"Gather '{name_of(tied[0])}' shares its weight and stays float: the file would grow"
+    return found
 
 
 def merge_tables(model: Model, sites: Iterable[DynamicSite]) -> int:
