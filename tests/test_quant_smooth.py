@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import numpy_helper
@@ -12,6 +14,7 @@ from graphopt.model import Model
 from graphopt.observe import Observer
 from graphopt.passes.quant.calibrate import calibrate, extended
 from graphopt.passes.quant.errors import OutputError
+from graphopt.passes.quant.forms import Plan
 from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.search import Search
@@ -134,26 +137,39 @@ def test_what_was_smoothed_is_known_as_well() -> None:
     assert after.observed == before.observed | {found.smooth}
 
 
-@pytest.mark.parametrize("limit", [0.001, 0.5])
-def test_the_search_smooths_where_the_limit_does_not_hold(limit: float) -> None:
+def search_for(limit: float, speeds: list[float]) -> tuple[Search, list[Plan]]:
+    """Return a search that is told speeds in turn, the last one for good, and the static plan."""
     model, data = build(), feeds()
     samples = open_samples(data, model.interface)
     units, _ = find_units(model.graph, TARGET, model.opset)
     units = [unit for unit in units if unit.weight is not None]
     workshop = Workshop(model, TARGET, units, [], calibrate(model, units, Observer(samples)), samples)
     original = model.copy()
-    search = Search(
-        workshop,
-        original,
-        Evaluator(original, TARGET, samples=samples).drop,
-        lambda before, after: Ratio(0.5, 0.5, 0.5, 10),
-        None,
-        lambda candidate: OutputError(original, data),
-        limit=limit,
-    )
-    best, _ = search.best(make_plans(IntegerOptions("static", "minmax", ()), units, []))
+
+    def told(before: Model, after: Model) -> Ratio:
+        speed = speeds.pop(0) if len(speeds) > 1 else speeds[0]
+        return Ratio(speed, speed, speed, 10)
+
+    drop, error = Evaluator(original, TARGET, samples=samples).drop, OutputError(original, data)
+    search = Search(workshop, original, drop, told, None, lambda candidate: error, limit=limit)
+    return search, make_plans(IntegerOptions("static", "minmax", ()), units, [])
+
+
+@pytest.mark.parametrize("limit", [0.001, 0.5])
+def test_the_search_smooths_where_the_limit_does_not_hold(limit: float) -> None:
+    search, plans = search_for(limit, [0.5])
+    best, _ = search.best(plans)
     assert best is not None
     assert best.left == {}
     assert best.candidate.changed == 2
     assert [node.op for node in best.candidate.model.graph.nodes].count("Mul") == (limit < 0.01)
     assert best.loss <= limit
+
+
+def test_what_was_smoothed_for_one_plan_serves_the_next() -> None:
+    """The second plan was made before; the first gets slower by smoothing."""
+    search, (plan,) = search_for(0.001, [0.5, 0.55, 0.9, 0.5])
+    best, _ = search.best([plan, replace(plan, label="second")])
+    assert best is not None
+    assert (best.candidate.plan.label, best.left) == ("second", {})
+    assert best.loss <= 0.001

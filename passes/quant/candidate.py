@@ -20,6 +20,7 @@ class Candidate:
         model: The model.
         changed: Nodes that run in integers.
         audit: What the runtime made of it.
+        smoothings: How many tensors had been smoothed when it was made.
         unfused: Positions of the units that were taken back because they did not fuse, with the rule that failed.
     """
 
@@ -27,6 +28,7 @@ class Candidate:
     model: Model
     changed: int
     audit: Audit
+    smoothings: int = 0
     unfused: Mapping[int, str] = field(default_factory=dict)
 
 

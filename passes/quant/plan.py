@@ -80,14 +80,14 @@ class Workshop:
         if not self.target.fuses_in_onnxruntime:
             written = self.write(plan)
             kernels = Counter(unit.kernel.becomes for unit in written.placement.units)
-            return Candidate(plan, written.model, written.changed, Audit({}, kernels, 0, 0))
+            return Candidate(plan, written.model, written.changed, Audit({}, kernels, 0, 0), len(self.smoothings))
         refused: dict[int, str] = {}
         while True:
             written = self.write(plan)
             names = {str(unit.node.name): unit.position for unit in written.placement.units}
             found = audit(written.model, names, self.target)
             if not found.unfused:
-                return Candidate(plan, written.model, written.changed, found, refused)
+                return Candidate(plan, written.model, written.changed, found, len(self.smoothings), refused)
             left = {names[name]: rule for name, rule in found.unfused.items()}
             refused |= left
             plan = plan.without(left)
@@ -112,22 +112,21 @@ class Workshop:
                 self._store.bias_shift.pop(unit.position, None)
         return bool(found)
 
-    def smooth(self, positions: Collection[int]) -> bool:
-        """Divide the channels that reach far of what some units read, where it is worth it; whether any was."""
+    def smooth(self, positions: Collection[int]) -> None:
+        """Divide the channels that reach far of what some units read, where it is worth it."""
         if self.calibration is None:
-            return False
+            return
         known = {position for item in self.smoothings for position in item.readers}
         chosen = [unit for unit in self.units if unit.position in positions and unit.position not in known]
         found = smooth(self.model, chosen, self.calibration)
         if not found:
-            return False
+            return
         self.smoothings += found
         self.calibration = extended(self.calibration, self.model, [item.smooth for item in found])
         self._sizes = self.calibration.sizes()
         for position in {position for item in found for position in item.readers}:
             self._store.bias_shift.pop(position, None)
             self._store.forget(position)
-        return True
 
     def write(self, plan: Plan) -> Written:
         """Make the model of a plan, whatever the runtime makes of it."""

@@ -113,7 +113,8 @@ class Search:
         if self._holds(drop) or not thin:
             return failed
         plan = item.candidate.plan
-        if self.workshop.smooth(plan.nodes):
+        self.workshop.smooth(plan.nodes)
+        if len(self.workshop.smoothings) > item.candidate.smoothings:  # for another plan, perhaps
             candidate = self.workshop.make(plan)
             latency = self.measure_latency(self.float_model, candidate.model)
             failed = Judged(candidate, self.measure_drop(candidate.model), latency, item.left)
