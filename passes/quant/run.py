@@ -18,7 +18,7 @@ from graphopt.passes.quant.judged import Judged
 from graphopt.passes.quant.opset import AT_RUN_TIME, PER_TENSOR, raised
 from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
-from graphopt.passes.quant.search import Search
+from graphopt.passes.quant.search import Search, why_not
 from graphopt.passes.quant.sites import DynamicSite, find_sites
 from graphopt.passes.quant.tables import untying
 from graphopt.passes.quant.units import Unit, find_units, name_of
@@ -62,7 +62,7 @@ class Run:
         search = self._search(workshop)
         best, judged = search.best(plans)
         if best is None or best.candidate.changed == 0:
-            return self._nothing(_why_not(judged, search, self._context))
+            return self._nothing(why_not(judged, search, self._context.target.name))
         if self._raised:
             self._notes.append(self._raised)
         self._explain(workshop, best)
@@ -218,34 +218,12 @@ class Run:
             Skip(names[position], f"ONNX Runtime does not fuse it into an integer kernel ({rule})")
             for position, rule in sorted(best.candidate.unfused.items())
         )
+        nodes, made = frozenset(best.candidate.plan.nodes), workshop.smoothings[: best.candidate.smoothings]
+        smoothed = sum(not nodes.isdisjoint(item.readers) for item in made)
+        if smoothed:
+            self._notes.append(f"channels that reach far were divided, weights behind multiplied: {smoothed} tensors")
         timed = f"{best.latency.median:.2f} x the time" if best.latency is not None else "time not measured here"
         self._notes.append(f"{best.candidate.plan.label}: {timed}")
 
     def _nothing(self, why: str) -> PassReport:
         return PassReport(0, tuple(self._skipped), notes=(*self._notes, f"{why}; left as it was"))
-
-
-def _why_not(judged: Sequence[Judged], search: Search, context: Context) -> str:
-    """Return one line with the figures of what was tried."""
-    tried = [item for item in judged if item.candidate.changed]
-    if not tried:
-        return "nothing that could run in integers would have integers on both sides"
-    slow = [item for item in tried if not search.pays(item)]
-    lossy = [item for item in tried if item not in slow and item.drop is not None]
-    larger = [item for item in slow if search.grows(item)]
-    slow = [item for item in slow if item not in larger]
-    reasons = []
-    if larger:
-        sizes = ", ".join(f"{item.candidate.plan.label} {search.nbytes(item.candidate.model)} bytes" for item in larger)
-        reasons.append(f"the file would grow ({search.nbytes(search.float_model)} bytes; {sizes})")
-    if lossy:
-        lost = ", ".join(
-            f"{item.candidate.plan.label} {item.drop.value:.2%}{' on random inputs' if item.drop.random else ''}"
-            for item in lossy
-            if item.drop is not None
-        )
-        reasons.append(f"it loses more than the limit of {context.max_drop:.2%} ({lost})")
-    if slow:
-        times = ", ".join(f"{item.candidate.plan.label} takes {item.speed:.2f} x the time" for item in slow)
-        reasons.append(f"it does not pay on {context.target.name} ({times})")
-    return f"int8 was not kept: {'; '.join(reasons)}"
