@@ -114,7 +114,7 @@ class Workshop:
 
     def smooth(self, positions: Collection[int]) -> None:
         """Divide the channels that reach far of what some units read, where it is worth it."""
-        if self.calibration is None:
+        if self.calibration is None or not self._store.per_channel:  # with one scale for all a row would cost the rest
             return
         known = {position for item in self.smoothings for position in item.readers}
         chosen = [unit for unit in self.units if unit.position in positions and unit.position not in known]
