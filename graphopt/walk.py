@@ -21,10 +21,10 @@ from graphopt.cut import Side
 from graphopt.ir.graph import StoredPayload
 from graphopt.layers import LinearLayer, linear_layer
 from graphopt.model import Model
-from graphopt.moments import Pair, PairedMoments, paired_moments
+from graphopt.moments import Pair, PairedMoments, Stream, paired_moments
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.session import open_session
-from graphopt.samples import Feeds, Samples
+from graphopt.samples import Feeds
 
 _HELD = 2**28  # bytes of values in memory; what is beyond lies in files
 _TARGET = "walk/original/"  # before the names of the original's values
@@ -43,7 +43,7 @@ class Walk:
 
     original: Model
     compressed: Model
-    samples: Samples
+    samples: Stream
     progress: Progress = field(default_factory=SilentProgress)
 
     def __enter__(self) -> Self:
@@ -93,7 +93,7 @@ class Walk:
         student = read.between(self._cut, max(places) + 1, [*wanted, *besides])
         twins = [replace(pair, layer=twin) for pair, twin in zip(pairs, _named(student, wanted), strict=True)]
         fed = {spec.name for part in (teacher, student) for spec in part.interface.inputs}
-        found = paired_moments(teacher, student, twins, Stream(self._values, fed), folds=folds, progress=self.progress)
+        found = paired_moments(teacher, student, twins, Held(self._values, fed), folds=folds, progress=self.progress)
         for pair, moments in zip(pairs, found, strict=True):
             yield replace(moments, layer=pair.layer)
 
@@ -133,7 +133,7 @@ class Walk:
                 values.update((side.prefix + name, self._shelf.put(value)) for name, value in found.items())
 
 
-class Stream:
+class Held:
     """Some of the values that are held, as samples."""
 
     def __init__(self, values: Sequence[Mapping[str, Any]], names: Collection[str]) -> None:

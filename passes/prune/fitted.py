@@ -18,13 +18,13 @@ from graphopt.compensate.problem import SparseProblem
 from graphopt.context import Context
 from graphopt.ir.graph import Payload
 from graphopt.model import Model
-from graphopt.moments import Pair, PairedMoments, layer_moments, merged, paired_moments
+from graphopt.moments import Pair, PairedMoments, Stream, layer_moments, merged, paired_moments
 from graphopt.passes.prune.levels import levels
 from graphopt.passes.prune.regularize import judged_problem, problem_of
 from graphopt.passes.prune.scores import score_of
 from graphopt.passes.prune.search import Snapshot
 from graphopt.passes.prune.sites import Evidence, Site, evidence_of
-from graphopt.samples import Samples
+from graphopt.passes.prune.variety import Varied
 from graphopt.walk import Walk
 
 _SAMPLES = 64  # that moments rest on
@@ -83,12 +83,13 @@ def fit_sites(
     assert context.samples is not None
     samples = context.samples.take(min(_SAMPLES, len(context.samples)))
     left_out = 0
-    with Walk(original, model, samples, context.progress) as walk:
+    varied = Varied(samples, shares=_FOLDS)
+    with Walk(original, model, varied, context.progress) as walk:
         for stage in _in_stages(model, work):
             shared = [(site, ratio) for site, ratio in stage if len(site.layers) > 1]
             single = [(site, ratio) for site, ratio in stage if len(site.layers) == 1]
             near = ([found] for found in walk.paired([Pair.same(site.layers[0]) for site, _ in single], folds=_FOLDS))
-            far = _moments(original, model, [site for site, _ in shared], samples, context)
+            far = _moments(original, model, [site for site, _ in shared], varied, context)
             for part, stream in ((single, near), (shared, far)):
                 for (site, ratio), found in zip(part, stream, strict=True):
                     _fit(site, ratio, found, method)
@@ -97,7 +98,7 @@ def fit_sites(
 
 
 def _moments(
-    original: Model, model: Model, sites: Sequence[Site], samples: Samples, context: Context
+    original: Model, model: Model, sites: Sequence[Site], samples: Stream, context: Context
 ) -> Iterator[list[PairedMoments]]:
     """Yield the moments of each site's layers, wherever these are."""
     pairs = [Pair.same(layer) for site in sites for layer in site.layers]

@@ -25,6 +25,7 @@ from graphopt.layers import LinearLayer, linear_layers
 from graphopt.model import Model
 from graphopt.moments import Pair, PairedMoments, merged
 from graphopt.passes.prune.channels.tracker import captured, label
+from graphopt.passes.prune.variety import Varied
 from graphopt.progress import Progress
 from graphopt.samples import Samples
 from graphopt.shapes import shapes_for
@@ -55,13 +56,13 @@ def reconstruct(
         original: Gives the targets; has the same nodes, and its tensors have the same names.
         pruned: What is fitted.
         rows: For each layer, by the name of its output, the channels that are left of the original's, int [rows].
-        samples: What both run on.
+        samples: What both run on, also in variants of pictures.
         progress: Where it reports.
     """
     shown = {id(tensor) for tensor in pruned.graph.outputs}
     shapes = shapes_for(pruned, next(iter(samples)))
     layers, skips = _fittable(pruned)
-    with Walk(original, pruned, samples, progress) as walk:
+    with Walk(original, pruned, Varied(samples, shares=_FOLDS), progress) as walk:
         for layer in progress.track(layers, "reconstruct", len(layers)):
             site = _site(layer, pruned, shapes, shown)
             every = np.arange(layer.groups * layer.rows)
