@@ -25,6 +25,7 @@ from graphopt.moments import Pair, PairedMoments, Stream, paired_moments
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.session import open_session
 from graphopt.samples import Feeds
+from graphopt.shapes import infer_shapes
 
 _HELD = 2**28  # bytes of values in memory; what is beyond lies in files
 _TARGET = "walk/original/"  # before the names of the original's values
@@ -50,6 +51,8 @@ class Walk:
         """Read the samples and put the cut before the first node."""
         self._folder = tempfile.TemporaryDirectory(prefix="graphopt-")
         self._shelf = Shelf(Path(self._folder.name))
+        for model in (self.original, self.compressed):
+            infer_shapes(model)  # a copy has forgotten its types, and what has none cannot be held at a cut
         self._sides = Side(self.original, _TARGET), Side(self.compressed, "")
         self._cut = 0
         needed = self._sides[1].crossing(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,6 @@ def halved(model: Model) -> Model:
 
 def check(original: Model, compressed: Model) -> None:
     """Compare a walk layer by layer with runs of the whole models."""
-    infer_shapes(original)
-    infer_shapes(compressed)
     samples = random_samples(original.interface, count=5, optional=frozenset(original.graph.defaults))
     layers = linear_layers(compressed)
     with Walk(original, compressed, samples) as walk:
@@ -90,6 +89,23 @@ def test_a_layer_runs_with_the_weights_it_has_by_then() -> None:
         (found,) = walk.moments([second])
     (wanted,) = paired_moments(original, compressed, [Pair.same(second)], samples)
     assert np.allclose(found.second, wanted.second, rtol=1e-4)
+
+
+def test_copies_are_cut_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy has no types of inner tensors, without which each layer would be run up to from the very beginning."""
+    parts: list[int] = []
+    between = Side.between
+
+    def recorded(self: Side, start: int, stop: int, outputs: Sequence[str]) -> Model:
+        parts.append(stop - start)
+        return between(self, start, stop, outputs)
+
+    monkeypatch.setattr(Side, "between", recorded)
+    original, compressed = residual().copy(), residual().copy()
+    with Walk(original, compressed, random_samples(original.interface, count=2)) as walk:
+        for layer in linear_layers(compressed):
+            list(walk.moments([layer]))
+    assert max(parts) < len(original.graph.nodes) - 1
 
 
 def test_what_crosses_a_cut() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from graphopt.samples import Feeds, Samples
 
 _ZOOM = 0.6, 0.95  # least and greatest part of height and width that a cut-out has
-_VARIANTS = 1  # of each sample: layers are fitted in about as much more time
+_VARIANTS = 3  # of each sample
 _SMALLEST = 16  # height and width below which an input is no picture
 
 
