@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from graphopt.filesize import Scale
 from graphopt.ir.graph import bodies, constants, payload, payload_bytes, walk_nodes
 from graphopt.macs import Shape, ShapeOf, counts, node_macs
 from graphopt.model import Model
+from graphopt.parameters import Parameters, stored_constant
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class NodeCost:
         macs: Multiply-accumulate operations of one execution, those of its bodies not included; None where a shape that
             they rest on is unknown.
         parameters: Elements of the constants that it holds itself or is the first to use, also by way of a Constant
-            node.
+            node; of packed ones, of what they are decoded to, see `graphopt.parameters`.
         nbytes: Bytes of these constants in the file.
     """
 
@@ -41,7 +41,8 @@ class Figures:
 
     Attributes:
         nodes: Nodes, those in bodies and functions included.
-        parameters: Elements of all weights, each stored weight counted once.
+        parameters: Elements of all weights, each stored weight counted once, and packed ones as what they are decoded
+            to, see `graphopt.parameters`.
         macs: Multiply-accumulate operations of one run; None where a shape they rest on is unknown. Of an If the
             costlier branch counts. A Loop's body counts as often as its trip count, once if that is not constant.
         nbytes: Bytes of the file or files as `Model.save` writes them.
@@ -66,7 +67,8 @@ def node_costs(model: Model, shapes: Mapping[str, Shape] | None = None) -> tuple
             missing, what the graph states counts if it is static.
     """
     shape_of = _shape_reader(shapes)
-    return tuple(_node_cost(node, weights, shape_of) for node, weights in held_weights(model))
+    known = Parameters(_roots(model), shape_of)
+    return tuple(_node_cost(node, weights, shape_of, known) for node, weights in held_weights(model))
 
 
 def held_weights(model: Model) -> Iterator[tuple[gs.Node, tuple[gs.Constant, ...]]]:
@@ -78,18 +80,12 @@ def held_weights(model: Model) -> Iterator[tuple[gs.Node, tuple[gs.Constant, ...
     seen: set[int] = set()
     for root in _roots(model):
         for node in walk_nodes(root):
-            found = (tensor for tensor in (*map(_constant, node.inputs), *_attributes(node)) if tensor is not None)
+            found = (
+                tensor for tensor in (*map(stored_constant, node.inputs), *_attributes(node)) if tensor is not None
+            )
             first = {id(tensor): tensor for tensor in found if id(tensor) not in seen}
             seen.update(first)
             yield node, tuple(first.values())
-
-
-def _constant(tensor: gs.Tensor) -> gs.Constant | None:
-    """Return the constant that a tensor is, or that a Constant node makes it from."""
-    if isinstance(tensor, gs.Constant):
-        return tensor
-    held = tensor.inputs[0].attrs.get("value") if tensor.inputs and tensor.inputs[0].op == "Constant" else None
-    return held if isinstance(held, gs.Constant) else None
 
 
 def _attributes(node: gs.Node) -> Iterator[gs.Constant]:
@@ -113,10 +109,12 @@ def figures(
     scale = scale if scale is not None else Scale(zstd_level)
     size = scale.weigh(model)
     weights = [constant for root in _roots(model) for constant in (*constants(root), *_held(root))]
+    shape_of = _shape_reader(shapes)
+    known = Parameters(_roots(model), shape_of)
     return Figures(
         nodes=model.node_count,
-        parameters=sum(math.prod(payload(constant).shape) for constant in weights),
-        macs=_graph_macs(model.graph, _shape_reader(shapes), _costly_functions(model)),
+        parameters=sum(map(known.count, weights)),
+        macs=_graph_macs(model.graph, shape_of, _costly_functions(model)),
         nbytes=size.nbytes,
         zstd_nbytes=size.zstd_nbytes,
         zstd_level=scale.level,
@@ -138,7 +136,7 @@ def _shape_reader(shapes: Mapping[str, Shape] | None) -> ShapeOf:
     def shape_of(tensor: gs.Tensor) -> Shape | None:
         if tensor.name in known and not isinstance(tensor, gs.Constant):
             return known[tensor.name]
-        held = _constant(tensor)
+        held = stored_constant(tensor)
         if held is not None:
             return tuple(payload(held).shape)
         stated = tensor.shape
@@ -149,12 +147,12 @@ def _shape_reader(shapes: Mapping[str, Shape] | None) -> ShapeOf:
     return shape_of
 
 
-def _node_cost(node: gs.Node, weights: tuple[gs.Constant, ...], shape_of: ShapeOf) -> NodeCost:
+def _node_cost(node: gs.Node, weights: tuple[gs.Constant, ...], shape_of: ShapeOf, known: Parameters) -> NodeCost:
     return NodeCost(
         node=node.name or next((tensor.name for tensor in node.outputs if tensor.name), ""),
         op=node.op,
         macs=node_macs(node, shape_of),
-        parameters=sum(math.prod(payload(constant).shape) for constant in weights),
+        parameters=sum(map(known.count, weights)),
         nbytes=sum(payload_bytes(constant) for constant in weights),
     )
 
