@@ -25,9 +25,9 @@ class Prune(Pass):
     ``W -> W'`` with zeros where the pattern has them. With samples, the zeros of Conv, Gemm and MatMul are chosen by
     second order and the other weights are the least squares solution of ``min E |y - W' x|^2``: y is what the layer
     gave before, x what it reads from the pruned layers before it; biases take up the mean. Samples that are pictures
-    count with cut-outs of them. A quarter of the samples is fitted to last, and says before that how much of a fit
-    holds for others. Other weights (of ConvTranspose, LSTM, GRU, RNN, in bodies), and all without samples, lose those
-    of smallest magnitude.
+    count with cut-outs of them; how closely weights are fitted is chosen on a quarter of the samples that a first fit
+    does not see. Other weights (of ConvTranspose, LSTM, GRU, RNN, in bodies), and all without samples, lose those of
+    smallest magnitude.
 
     Weights that are zero already count; among equals the first go. Biases, norms and embeddings are not pruned. A
     weight that several nodes share is pruned once. Skipped with a reason is what somebody else reads too, what a caller
