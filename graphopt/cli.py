@@ -16,7 +16,7 @@ from graphopt.commands import inspect as inspect_command
 from graphopt.commands import passes as passes_command
 from graphopt.commands import unpack as unpack_command
 from graphopt.destinations import Files, check_files, output_path, prove_writable, spare_weights, write_text
-from graphopt.errors import ModelError, UsageError
+from graphopt.errors import ModelError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from graphopt.api import Result
@@ -44,6 +44,7 @@ _version = click.version_option(__version__, prog_name="graphopt", message="%(pr
 
 @click.command(cls=MainCommand, epilog=_EPILOG)
 @click.argument("model", type=_PATH)
+@click.argument("extra", nargs=-1, metavar="")
 @click.option("-p", "--passes", multiple=True, metavar="PASS[:OPTION=VALUE...][,PASS...]", help="Passes, in order.")
 @click.option("-o", "--output", type=_PATH, metavar="FILE", help="Result.  [default: MODEL.opt.onnx beside the input]")
 @click.option("--in-place", is_flag=True, help="Replace the input by the result.")
@@ -70,6 +71,7 @@ _version = click.version_option(__version__, prog_name="graphopt", message="%(pr
 def compress(
     ctx: click.Context,
     model: Path,
+    extra: tuple[str, ...],
     passes: tuple[str, ...],
     output: Path | None,
     in_place: bool,
@@ -90,6 +92,7 @@ def compress(
     Runs the passes over MODEL, checks after each that the result is still right, rolls back what is not, and writes the
     compressed model.
     """
+    _refuse_extra(ctx, model, extra)
     spec = _spec(ctx, model, passes)
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
@@ -125,17 +128,33 @@ def compress(
         _show(saved, verbose)
 
 
+def _refuse_extra(ctx: click.Context, model: Path, extra: Sequence[str]) -> None:
+    """Tell apart a command that is written wrong and passes without ``-p``."""
+    if not extra:
+        return
+    if not model.exists() and not model.suffix:
+        raise UsageError(f"there is no command '{model}'; {_commands(ctx, model)}")
+    passes = ",".join(extra)
+    raise UsageError(f"'{extra[0]}' is one argument too many; one model a run, and passes follow -p: -p {passes}")
+
+
 def _spec(ctx: click.Context, model: Path, passes: Sequence[str]) -> str:
     """Return the text of the pipeline; several ``-p`` add up."""
     spec = ",".join(text.strip() for text in passes if text.strip())
     if spec:
         return spec
-    if not model.exists() and ctx.parent is not None and isinstance(ctx.parent.command, click.Group):
-        commands = ", ".join(ctx.parent.command.commands)
-        raise UsageError(f"there is no file and no command '{model}'; commands: {commands}")
+    if not model.exists():
+        raise UsageError(f"there is no file and no command '{model}'; {_commands(ctx, model)}")
     from graphopt.registry import available
 
     raise UsageError(f"give the passes to run with -p; available: {', '.join(available())}; see: graphopt passes")
+
+
+def _commands(ctx: click.Context, given: Path) -> str:
+    """Return the subcommands, and which of them may be meant."""
+    group = ctx.find_root().command
+    names = list(group.commands) if isinstance(group, click.Group) else []
+    return f"commands: {', '.join(names)}{did_you_mean(str(given), names)}"
 
 
 def _write(result: Result, files: Files) -> Report:

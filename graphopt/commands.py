@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path)
 
 
-@click.command("passes")
+@click.command("passes", short_help="List the passes, or tell all about one.")
 @click.argument("name", required=False)
 @reports_errors
 def passes(name: str | None) -> None:
@@ -34,7 +34,7 @@ def passes(name: str | None) -> None:
     warn(broken)
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="Show what is in a model and what it costs.")
 @click.argument("model", type=_FILE)
 @click.option(
     "--shape",
@@ -79,7 +79,7 @@ def inspect(
         render_inspection(found, result_console(), by=by, top=top)
 
 
-@click.command("bench")
+@click.command("bench", short_help="Time two models against each other.")
 @click.argument("before", type=_FILE)
 @click.argument("after", type=_FILE)
 @click.option("--data", default="random", show_default=True, metavar="SAMPLES", help="Inputs, as for the main command.")
@@ -118,7 +118,7 @@ def bench(
         click.echo(f"'{after}' takes {timing_line(timing)}".replace(" x (", " x the time (", 1))
 
 
-@click.command("unpack")
+@click.command("unpack", short_help="Turn a packed model into the plain one.")
 @click.argument("model", type=_FILE)
 @click.option("-o", "--output", type=_FILE, required=True, metavar="FILE", help="The plain model.")
 @reports_errors

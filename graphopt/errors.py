@@ -15,6 +15,11 @@ Every message says what was found, what is allowed, the name of the thing, and w
 is a bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class GraphoptError(Exception):
     """Base of every error that a user can cause or cure."""
@@ -54,3 +59,9 @@ class SpecError(UsageError):
 
 class RegistryError(UsageError):
     """A pass name is unknown, or claimed by two distributions."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return a question that ends the line about an unknown name, or an empty text where none is like it."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from pkgutil import resolve_name
 
 from graphopt.base import Pass
-from graphopt.errors import RegistryError
+from graphopt.errors import RegistryError, did_you_mean
 
 GROUP = "graphopt.passes"
 BUILTIN = {
@@ -56,7 +56,7 @@ def pass_class(name: str) -> type[Pass]:
     """
     known = available()
     if name not in known:
-        raise RegistryError(f"there is no pass '{name}'; available: {', '.join(known)}")
+        raise RegistryError(f"there is no pass '{name}'; available: {', '.join(known)}{did_you_mean(name, known)}")
     where = f"pass '{name}' ({known[name]})"
     try:
         found = resolve_name(known[name])

@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
 from graphopt.base import Pass
-from graphopt.errors import RegistryError, SpecError
+from graphopt.errors import RegistryError, SpecError, did_you_mean
 from graphopt.registry import pass_class
 
 _NAMES: dict[Any, str] = {bool: "true|false", int: "whole number", float: "number", str: "text"}
@@ -49,7 +49,8 @@ def parse_pass(text: str) -> Pass:
     """Return one pass from its text; see `parse_pipeline`."""
     name, *items = text.split(":")
     if not name:
-        raise SpecError(f"a pass name is missing before '{text}'; write NAME[:option=value...][,NAME...]")
+        place = f"before '{text}'" if text else "beside a comma"
+        raise SpecError(f"a pass name is missing {place}; write NAME[:option=value...][,NAME...]")
     cls = pass_class(name)
     by_name = {field.name.replace("_", "-"): field for field in fields(cls)}
     types_ = _option_types(cls)
@@ -58,7 +59,7 @@ def parse_pass(text: str) -> Pass:
         option, equals, value = item.partition("=")
         if option not in by_name:
             known = ", ".join(by_name) or "none"
-            raise SpecError(f"pass '{name}' has no option '{option}'; it has: {known}")
+            raise SpecError(f"pass '{name}' has no option '{option}'; it has: {known}{did_you_mean(option, by_name)}")
         if not equals:
             raise SpecError(f"pass '{name}': option '{option}' needs a value: {option}=...")
         field = by_name[option]

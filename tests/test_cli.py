@@ -273,7 +273,13 @@ USAGE = {
     "no passes": (["m.onnx"], "give the passes to run with -p; available: broken, interrupted, scale, tidy"),
     "empty passes": (["m.onnx", "-p", ""], "give the passes to run with -p"),
     "no such command": (["pases"], "there is no file and no command 'pases'; commands: "),
+    "no such command with a file": (["inspct", "m.onnx"], "there is no command 'inspct'; commands: "),
+    "command that is nearly right": (["inspct", "m.onnx"], "; did you mean 'inspect'?"),
+    "file that is nearly a command": (["bnch"], "; did you mean 'bench'?"),
+    "passes without -p": (["m.onnx", "tidy"], "'tidy' is one argument too many; one model a run, and passes follow -p"),
     "unknown pass": (["m.onnx", "-p", "fald"], "there is no pass 'fald'; available: "),
+    "pass that is nearly right": (["m.onnx", "-p", "tidi"], "; did you mean 'tidy'?"),
+    "option that is nearly right": (["m.onnx", "-p", "scale:how-ofen=2"], "; did you mean 'how-often'?"),
     "unknown option of a pass": (
         ["m.onnx", "-p", "scale:to=2"],
         "has no option 'to'; it has: by, how-often",

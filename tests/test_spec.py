@@ -99,12 +99,12 @@ def test_parse(text: str, wanted: tuple[Pass, ...]) -> None:
     ("text", "message"),
     [
         ("nope", "there is no pass 'nope'"),
-        (",plain", "a pass name is missing before ''; write NAME[:option=value...][,NAME...]"),
-        ("plain,", "a pass name is missing before ''; write NAME[:option=value...][,NAME...]"),
+        (",plain", "a pass name is missing beside a comma; write NAME[:option=value...][,NAME...]"),
+        ("plain,", "a pass name is missing beside a comma; write NAME[:option=value...][,NAME...]"),
         (":ratio=1", "a pass name is missing before ':ratio=1'; write NAME[:option=value...][,NAME...]"),
         ("plain:ratio=1", "pass 'plain' has no option 'ratio'; it has: none"),
         ("every:rate=1", "pass 'every' has no option 'rate'; it has: ratio, count, flag, the-text, mode, level, limit, "
-         "title, auto"),
+         "title, auto; did you mean 'ratio'?"),
         ("every:name=x", "pass 'every' has no option 'name'; it has: ratio, count, flag, the-text, mode, level, limit, "
          "title, auto"),
         ("every:ratio", "pass 'every': option 'ratio' needs a value: ratio=..."),
