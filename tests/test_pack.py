@@ -28,6 +28,7 @@ from graphopt.passes.pack.sensitivity import OutputLoss
 from graphopt.passes.pack.shrink import shrink
 from graphopt.passes.pack.sizemode import SizeMode
 from graphopt.passes.pack.sizes import constant_bytes, node_bytes
+from graphopt.passes.pack.storage import Store
 from graphopt.passes.pack.units import find_units
 from graphopt.passes.pack.unpack import unpack
 from graphopt.pipeline import Pipeline
@@ -469,6 +470,25 @@ def test_size_mode_leaves_the_input_alone_and_is_repeatable() -> None:
     results = [packed(model, "pack:bits=3:min-bytes=512", samples)[0] for _ in range(2)]
     assert model.to_proto().SerializeToString(deterministic=True) == before
     assert results[0].to_proto().SerializeToString() == results[1].to_proto().SerializeToString()
+
+
+def test_weights_that_are_taken_back_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, samples = network()
+    before = {constant.name: constant.values for constant in constants(model.graph)}
+    _, report = packed(model, "pack:bits=4:min-bytes=512", samples)
+    unfolded = Store.unfolded
+
+    def first(store: Store, optimized: onnx.ModelProto) -> list[Any]:
+        assert not unfolded(store, optimized)
+        return store.packed[:1]
+
+    monkeypatch.setattr(Store, "unfolded", first)
+    result, other = packed(model, "pack:bits=4:min-bytes=512", samples)
+    assert other.changed == report.changed - 1
+    (refused,) = (skip.where for skip in other.skipped if "does not fold" in skip.reason)
+    after = {constant.name: constant.values for constant in constants(result.graph)}
+    np.testing.assert_array_equal(after[refused], before[refused])
+    assert snr_loss(result, model, samples) < 0.01
 
 
 def test_automatic_bits_hold_the_limit() -> None:

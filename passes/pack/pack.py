@@ -127,7 +127,8 @@ class _Run:
         store = self._stored(candidates, coded, originals, sizes)
         if store.packed:
             self._raise_ir_version()
-            self._prove(store, plain)
+            for refused in self._prove(store, plain):
+                self._give_back(refused, store, coded, originals)
             self._measure_loading(store)
         if not store.packed:
             for constant in found:
@@ -145,7 +146,7 @@ class _Run:
     ) -> Store:
         """Put decoders into the graph wherever a form is smaller than the plain weight.
 
-        Rounded weights come first: where one stays plain after all, the bias that made up for it goes back with it.
+        Rounded weights come first: where one stays plain after all, the bias that made up for it is not packed yet.
         """
         store = Store(self._model)
         ordered = sorted(candidates, key=lambda constant: id(constant) not in coded)
@@ -158,12 +159,21 @@ class _Run:
             if store.pack(constant, usable, sizes[id(constant)]):
                 continue
             self._skipped.append(Skip(constant.name, "no form of it is smaller than the plain one"))
-            if rounded is not None:
-                _restore(constant, originals)
-                if rounded.bias is not None:
-                    _restore(rounded.bias, originals)
+            self._give_back(constant, store, coded, originals)
         store.commit()
         return store
+
+    def _give_back(
+        self, constant: gs.Constant, store: Store, coded: Mapping[int, Rounded], originals: Mapping[int, Payload]
+    ) -> None:
+        """Undo the rounding of a weight that stays plain, and with it the shift of its bias, packed or not."""
+        if id(constant) not in coded:
+            return
+        _restore(constant, originals)
+        bias = coded[id(constant)].bias
+        if bias is not None:
+            store.take_back([packed for packed in store.packed if packed.constant is bias])
+            _restore(bias, originals)
 
     def _is_large(self, constant: gs.Constant) -> bool:
         return payload_bytes(constant) >= max(self._options.min_bytes, 1)
@@ -197,8 +207,12 @@ class _Run:
             self._notes.append(note)
             graph.ir_version = _IR_VERSION
 
-    def _prove(self, store: Store, plain: Counter[str]) -> None:
-        """Take back what ONNX Runtime does not fold, and all if the graph that runs is not the one it was."""
+    def _prove(self, store: Store, plain: Counter[str]) -> list[gs.Constant]:
+        """Take back what ONNX Runtime does not fold, and all if the graph that runs is not the one it was.
+
+        Returns:
+            The weights that are plain again.
+        """
         optimized = self._optimized_proto()
         left = store.unfolded(optimized)
         if left:
@@ -209,7 +223,9 @@ class _Run:
         new = op_counts(optimized) - plain
         if store.packed and new:
             self._skipped.append(Skip("model", f"with packed weights ONNX Runtime would run other nodes: {dict(new)}"))
+            left = [*left, *store.packed]
             store.take_back(store.packed)
+        return [packed.constant for packed in left]
 
     def _measure_loading(self, store: Store) -> None:
         """Note what opening the model takes beside the plain one; of small models, nobody would notice."""
