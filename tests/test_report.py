@@ -217,6 +217,13 @@ def test_terminal_groups_skips_by_reason() -> None:
     assert "quant: left alone 9 x, no kernel: n0, n1, n2, n3, n4, n5, n6, n7, n8" in lines
 
 
+def test_terminal_shows_counts_in_full_and_lines_unbroken() -> None:
+    made = PassReport(1, metrics={"zeros_before": 1048576.0, "sparsity": 0.29999923, "huge": 1e20})
+    lines = shown(report(steps=(step(report=made, verified="a reason " * 30),)), verbosity=1)
+    assert "quant: zeros before 1048576, sparsity 0.299999, huge 1e+20" in lines
+    assert any(line.startswith("quant: 1 rewrite; a reason") and line.endswith("; 1.2 s") for line in lines)
+
+
 def test_notes_of_a_rolled_back_pass_say_so() -> None:
     lines = shown(report(steps=(step(outcome="rolled back", reason="it lost too much"),)))
     assert "quant (rolled back): [bold]give samples[/bold]" in lines

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from graphopt.report.text import (
     count,
+    figure,
     interval,
     loss,
     percent,
@@ -145,10 +146,11 @@ def _render_step(step: Step, name: str, console: Console, verbosity: int) -> Non
     if verbosity == 0:
         return
     if step.report.metrics:
-        metrics = ", ".join(f"{key} {value:.6g}" for key, value in step.report.metrics.items())
+        metrics = ", ".join(f"{key.replace('_', ' ')} {figure(value)}" for key, value in step.report.metrics.items())
         console.print(_text(f"{name}: {metrics}"), soft_wrap=True)
     verified = f"; {step.verified}" if step.verified else ""
-    console.print(_text(f"{name}: {plural(step.report.changed, 'rewrite')}{verified}; {seconds(step.seconds)}"))
+    line = f"{name}: {plural(step.report.changed, 'rewrite')}{verified}; {seconds(step.seconds)}"
+    console.print(_text(line), soft_wrap=True)
     for reason, places in by_reason(skipped).items():
         console.print(_text(f"{name}: left alone {len(places)} x, {reason}: {', '.join(places)}"), soft_wrap=True)
 

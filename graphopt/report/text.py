@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 _DECIMAL = ("", "k", "M", "G", "T", "P")
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160))}
+_EXACT = 2.0**53  # whole numbers below are told apart by a float
 _FASTER = 0.98  # the counterpart of `Ratio.slower`: two sessions of the same model differ by up to 2 %
 
 
@@ -33,6 +34,11 @@ def count(number: int | None) -> str:
     if number is None:
         return "?"
     return _scaled(number).strip() if number >= 1000 else str(number)
+
+
+def figure(value: float) -> str:
+    """Return a pass's own figure: whole numbers in full, others with six digits."""
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < _EXACT else f"{value:.6g}"
 
 
 def _scaled(number: float) -> str:
