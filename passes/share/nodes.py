@@ -1,4 +1,4 @@
-"""Constant nodes: those of equal values become one, or the initializer with that value."""
+"""Nodes that make constants: equal ones become one, or an initializer; and when a node is smaller than a weight."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir.graph import bodies, constants, payload_bytes, walk_nodes
 from graphopt.passes.share.equal import equal_among
+
+_WORTH, _NAMES = 512, 8  # bytes that a weight must have for a node to be smaller, and for each letter of its name
 
 
 def merge_constant_nodes(root: gs.Graph) -> tuple[int, int]:
@@ -56,6 +58,11 @@ def _merge(graph: gs.Graph, known: ChainMap[Hashable, gs.Tensor], keys: dict[int
 
 def _holds_tensor(node: gs.Node) -> bool:
     return node.op == "Constant" and not node.domain and isinstance(node.attrs.get("value"), gs.Constant)
+
+
+def is_worth_a_node(constant: gs.Constant) -> bool:
+    """Whether a weight takes more bytes than a node in its place."""
+    return payload_bytes(constant) >= _WORTH + _NAMES * len(constant.name)
 
 
 def redirect(old: gs.Tensor, new: gs.Tensor) -> None:

@@ -24,9 +24,8 @@ from graphopt.ir.graph import (
     walk_graphs,
 )
 from graphopt.ir.payload import StoredSparseTensor
-from graphopt.passes.share.nodes import redirect
+from graphopt.passes.share.nodes import is_worth_a_node, redirect
 
-_WORTH, _NAMES = 512, 8  # bytes that a weight must have for a node to be smaller, and for each letter of its name
 _FILLS = 9  # opset since which there is ConstantOfShape
 _GLANCE, _PIECE = 2**10, 2**20  # elements compared first, and then at a time
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")
@@ -66,8 +65,7 @@ def shrink_uniform(graph: Graph) -> tuple[int, int]:
     taken = tensor_names(graph)
     gone, saved = 0, 0
     for constant in constants(graph):
-        least = _WORTH + _NAMES * len(constant.name)
-        if id(constant) in shown or payload_bytes(constant) < least or not _is_uniform(constant):
+        if id(constant) in shown or not is_worth_a_node(constant) or not _is_uniform(constant):
             continue
         readers = {id(node): node for node in constant.outputs}.values()
         if not all(id(node) in outer and _takes(node, constant) for node in readers):

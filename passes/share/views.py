@@ -29,9 +29,7 @@ from graphopt.ir.graph import (
 )
 from graphopt.ir.payload import StoredSparseTensor
 from graphopt.passes.share.equal import corner, digest, grouped, turned_digest
-from graphopt.passes.share.nodes import redirect
-
-_WORTH, _NAMES = 512, 8  # bytes that a weight must have for a node to be smaller, and for each letter of its name
+from graphopt.passes.share.nodes import is_worth_a_node, redirect
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +122,7 @@ def _turned(weights: list[gs.Constant]) -> Iterator[tuple[gs.Constant, gs.Consta
 def _is_large(constant: gs.Constant) -> bool:
     held = payload(constant)
     dense = not isinstance(held, StoredSparseTensor) and held.dtype != object
-    return dense and payload_bytes(constant) >= _WORTH + _NAMES * len(constant.name)
+    return dense and is_worth_a_node(constant)
 
 
 def _uses(constant: gs.Constant) -> list[tuple[gs.Node, int]]:
