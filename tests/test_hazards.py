@@ -10,7 +10,9 @@ import pytest
 
 from graphopt.errors import ModelError
 from graphopt.model import Model
+from graphopt.runtime.profile import node_times
 from graphopt.runtime.session import open_session, optimized_model
+from graphopt.runtime.trace import trace
 from tests.helpers import parse, write
 
 IF = """y = If(c) <then_branch = t () => (float p) { p = ReduceSum <keepdims = 0> (%s) },
@@ -56,6 +58,10 @@ def test_refused(name: str, tmp_path: Path) -> None:
             open_session(source)
     with pytest.raises(ModelError, match="would crash"):
         optimized_model(model)
+    with pytest.raises(ModelError, match="would crash"):
+        node_times(model, [])
+    with pytest.raises(ModelError, match="would crash"):
+        trace(model, {})
 
 
 def test_loops_too() -> None:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnxruntime as ort
-
-from graphopt.errors import ModelError
 from graphopt.model import Model
-from graphopt.runtime.messages import RUNTIME_ERRORS, one_line
-from graphopt.runtime.session import CPU, Session
+from graphopt.runtime.recording import record
+from graphopt.runtime.session import Session, refuse_hazards
 
 if TYPE_CHECKING:
     from graphopt.samples import Feeds
 
 _REPEATS = 5  # runs on each input, of which the quickest counts: what breaks in only makes a node slower
-_SILENT = 4  # severity: only what ends the process; everything else comes as an exception as well
 _SUFFIX = "_kernel_time"
 
 
@@ -51,24 +44,14 @@ def node_times(model: Model, feeds: Sequence[Feeds], *, threads: int = 1) -> lis
     Raises:
         ModelError: ONNX Runtime does not take the model, or it does not run.
     """
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        path = Path(folder) / "model.onnx"
-        model.write_scratch(path)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = _SILENT
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        try:
-            runtime = ort.InferenceSession(str(path), options, providers=[CPU])
-        except RUNTIME_ERRORS as error:
-            raise ModelError(f"ONNX Runtime does not take the model: {one_line(error)}") from error
-        with Session(runtime, CPU) as session:
-            for item in feeds:
-                for _ in range(1 + _REPEATS):  # the first warms up
-                    session.run(item)
-        events = json.loads(Path(runtime.end_profiling()).read_text(encoding="utf-8"))
-    return _summed(_by_run(events), len(feeds))
+
+    def run(session: Session) -> None:
+        for item in feeds:
+            for _ in range(1 + _REPEATS):  # the first warms up
+                session.run(item)
+
+    refuse_hazards(model)
+    return _summed(_by_run(record(model, run, threads=threads)), len(feeds))
 
 
 def _by_run(events: Sequence[dict[str, object]]) -> list[dict[tuple[str, str], float]]:

@@ -6,25 +6,21 @@ replaces or inlines it makes the names from these.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_graphsurgeon as gs
-import onnxruntime as ort
 
 from graphopt.errors import ModelError
 from graphopt.ir.graph import bodies, walk_nodes
 from graphopt.model import Model
-from graphopt.runtime.messages import RUNTIME_ERRORS, one_line
-from graphopt.runtime.session import CPU, Session, refuse_hazards
+from graphopt.runtime.recording import record
+from graphopt.runtime.session import Session, refuse_hazards
 
 if TYPE_CHECKING:
     from graphopt.samples import Feeds
@@ -34,7 +30,6 @@ Shape = tuple[int, ...]
 _KERNEL = "_kernel_time"
 _MARK = re.compile(r"~(\d+)~")
 _LONGEST = 8  # nodes that are fused in a row: a convolution with its normalization, activation and sum
-_SILENT = 4  # severity: only what ends the process; everything else comes as an exception as well
 
 
 @dataclass(frozen=True)
@@ -79,31 +74,16 @@ def trace(
     Raises:
         ModelError: ONNX Runtime does not take the model, or it does not run.
     """
+
+    def run(session: Session) -> None:
+        try:
+            _repeat(session, feeds, runs, seconds)
+        except ModelError as error:
+            raise ModelError(_with_names(str(error), model)) from error
+
     if optimize:
         refuse_hazards(model)
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        path = Path(folder) / "model.onnx"
-        _marked(model).write_scratch(path)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = _SILENT
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights are not recorded
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        try:
-            runtime = ort.InferenceSession(str(path), options, providers=[CPU])
-        except RUNTIME_ERRORS as error:
-            raise ModelError(f"ONNX Runtime does not take the model: {one_line(error)}") from error
-        with Session(runtime, CPU) as session:
-            try:
-                _repeat(session, feeds, runs, seconds)
-            except ModelError as error:
-                raise ModelError(_with_names(str(error), model)) from error
-            finally:
-                record = Path(runtime.end_profiling())
-        return list(_by_run(json.loads(record.read_text(encoding="utf-8")), nodes_of(model)))
+    return list(_by_run(record(_marked(model), run, optimize=optimize, threads=threads), nodes_of(model)))
 
 
 def own_seconds(model: Model, runs: Sequence[Sequence[Execution]]) -> tuple[list[float], float]:
