@@ -69,6 +69,7 @@ def test_operators_that_return_their_input_go(nodes: str) -> None:
         ("y = Pad(a, some)", ["Pad"]),
         ("y = Slice(a, zero, end, zero, back)", ["Slice"]),
         ("y = Slice(a, zero, two, axis)", ["Slice"]),
+        ("y = Slice(a, axis, end, axis)", ["Slice"]),
         ("y = Slice(a, back, far, axis, back)", ["Slice"]),
         ("y = Reshape(a, other)", ["Reshape"]),
         ("y = Expand(a, tall)", ["Expand"]),
@@ -381,6 +382,16 @@ def test_biases_of_zeros_are_left_out() -> None:
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"])]
     gemm = model(nodes, {"x": [2, 4]}, ["y"], [weight("w", 4, 6), zeros], opset=9)
     assert Folded(gemm).report.changed == 0
+
+
+def test_a_division_by_zero_stays_behind_a_linear_operator() -> None:
+    """Scaled weights would make NaN of a product that is infinite."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Div", ["a", "d"], ["y"])]
+    divisors = numpy_helper.from_array(np.array([2, 0, 4], np.float32), "d")
+    read = Model.from_proto(model(nodes, {"x": [5, 4]}, ["y"], [weight("w", 4, 3), divisors]))
+    report = Fold().run(read, NO_CONTEXT)
+    assert [skip.reason for skip in report.skipped] == ["affine: it divides by the output, or by zero"]
+    assert [node.op for node in read.graph.nodes] == ["MatMul", "Div"]
 
 
 # Linear operators ----------------------------------------------------------------------------------------------------
