@@ -166,6 +166,24 @@ def test_leading_axes_that_broadcasting_adds_go() -> None:
     assert "Unsqueeze" in fold(text.replace("Mul(z, u)", "Concat<axis = 0>(u, z)").replace("B, 2", "1, 1")).ops
 
 
+def test_leading_axes_that_nobody_else_adds_stay() -> None:
+    """What they are added to has one axis less: the result would lose it."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[4] x, float[S, 4] z) => (float[1, S, 4] y) <int64[2] front = {0, 1}> {
+            c = Cos(x) u = Unsqueeze(c, front) y = Mul(z, u)
+        }"""
+    assert fold(text).ops == {"Cos": 1, "Unsqueeze": 1, "Mul": 1}
+
+
+@pytest.mark.parametrize(("index", "left"), [("int64[2] index = {0, 0}", 2), ("int64 index = {0}", 1)])
+def test_gathering_along_an_axis_of_one_is_a_reshape_only_for_one_element(index: str, left: int) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[1, 6] x) => (float[A, 3] y) <{index}, int64[2] shape = {{-1, 3}}> {{
+            c = Cos(x) a = Gather<axis = 0>(c, index) y = Reshape(a, shape)
+        }}"""
+    assert sum(fold(text).ops.values()) == 1 + left
+
+
 # Softmax -------------------------------------------------------------------------------------------------------------
 
 SOFTMAX = """<ir_version: 8, opset_import: ["": 15]>
