@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 import zstandard
 
-from graphopt.ir.exporter import export_graph, inline
+from graphopt.ir.exporter import export_graph
 from graphopt.ir.payload import StoredTensor
+from graphopt.ir.tensors import inline
 from graphopt.ir.wire import TensorMessage, serialized, varint_bytes
 from graphopt.model import PROTOBUF_LIMIT, Model
 from graphopt.writer import DataStream

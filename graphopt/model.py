@@ -11,11 +11,13 @@ import onnx
 
 from graphopt.compressed import is_compressed
 from graphopt.errors import ModelError
-from graphopt.ir.exporter import elsewhere, export_graph, inline
+from graphopt.ir.exporter import export_graph
 from graphopt.ir.graph import Graph, constants, frozen, payload, payload_bytes, tensor_owners, walk_nodes
-from graphopt.ir.importer import Importer, residue_of, stored_payloads
+from graphopt.ir.importer import Importer, stored_payloads
 from graphopt.ir.infos import make_variable, output_info, value_info
 from graphopt.ir.payload import StoredTensor, is_external
+from graphopt.ir.residue import residue_of
+from graphopt.ir.tensors import elsewhere, inline
 from graphopt.writer import SavedModel, save_model, write_scratch
 
 _MODEL_FIELDS = frozenset(

@@ -17,8 +17,9 @@ from google.protobuf.message import DecodeError
 
 from graphopt.compressed import compressed, is_compressed
 from graphopt.errors import ModelError
-from graphopt.ir.exporter import PayloadWriter, elsewhere, inline
+from graphopt.ir.exporter import PayloadWriter
 from graphopt.ir.payload import StoredTensor, tensors_of
+from graphopt.ir.tensors import elsewhere, inline
 from graphopt.ir.wire import Pieces, raw_chunks, serialized
 
 _THRESHOLD = 1024  # bytes; smaller weights stay in the model file, where shape inference can see them

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from graphopt.errors import ModelError
 from graphopt.ir.graph import Constant, Function, Graph, Node, OpaqueAttribute, Payload, Variable, payload
@@ -27,12 +25,12 @@ from graphopt.ir.payload import (
     external_reference,
     is_external,
 )
+from graphopt.ir.residue import residue_of
 from graphopt.ir.scope import Infos, Scope
 
-__all__ = ["Importer", "default_opset", "make_variable", "residue_of", "stored_payloads"]
+__all__ = ["Importer", "default_opset", "make_variable", "stored_payloads"]
 
 TensorFactory = Callable[[onnx.TensorProto], StoredTensor | np.ndarray]
-ProtoT = TypeVar("ProtoT", bound=Message)
 
 _NODE_FIELDS = frozenset({"input", "output", "name", "op_type", "domain", "attribute"})
 _GRAPH_FIELDS = frozenset(
@@ -56,31 +54,6 @@ _REFERENCE_TYPES = {
     onnx.AttributeProto.TENSOR: gs.Tensor,
     onnx.AttributeProto.GRAPH: gs.Graph,
 }
-
-
-def residue_of(proto: ProtoT, handled: frozenset[str], where: str) -> ProtoT:
-    """Return a proto with only the fields that are not in `handled`.
-
-    Raises:
-        ModelError: The proto has fields that the installed onnx does not know, so nobody can say what they mean.
-    """
-    unknown = [field.field_number for field in UnknownFieldSet(proto)]
-    if unknown:
-        raise ModelError(
-            f"{where}: fields {unknown} are not known to onnx {onnx.__version__} and would be lost; "
-            "install a newer onnx that knows them"
-        )
-    residue: ProtoT = type(proto)()
-    for descriptor, value in proto.ListFields():
-        if descriptor.name in handled and (descriptor.is_repeated or descriptor.message_type is not None or value):
-            continue  # what is handled but set to nothing stays here: protobuf tells it from what is not set
-        if descriptor.is_repeated:
-            getattr(residue, descriptor.name).extend(value)
-        elif descriptor.message_type is not None:
-            getattr(residue, descriptor.name).CopyFrom(value)
-        else:
-            setattr(residue, descriptor.name, value)
-    return residue
 
 
 class Importer:

@@ -15,8 +15,8 @@ import onnx
 from google.protobuf.message import EncodeError
 
 from graphopt.errors import ModelError
-from graphopt.ir.exporter import header, inline
 from graphopt.ir.payload import StoredTensor, stored_bytes, tensors_of
+from graphopt.ir.tensors import header, inline
 
 _LARGE = 1024  # bytes; smaller weights are serialized at once
 _CHUNK = 2**24  # bytes handed out at a time

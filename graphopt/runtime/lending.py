@@ -14,10 +14,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from graphopt.ir.exporter import elsewhere, export_graph, inline
+from graphopt.ir.exporter import export_graph
 from graphopt.ir.graph import payload
 from graphopt.ir.payload import StoredTensor, external_reference
 from graphopt.ir.placement import constant_homes
+from graphopt.ir.tensors import elsewhere, inline
 from graphopt.model import Model, data_folder
 
 _LENT = 2**12  # bytes; smaller weights are copied, so that the runtime sees their values beforehand

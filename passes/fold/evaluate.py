@@ -12,9 +12,9 @@ import onnxruntime as ort
 from onnx import numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from graphopt.ir.exporter import inline
 from graphopt.ir.graph import OpaqueAttribute, payload
 from graphopt.ir.payload import StoredSparseTensor
+from graphopt.ir.tensors import inline
 from graphopt.passes.fold.workbench import Workbench
 
 _FED = 1 << 16  # bytes; larger weights are handed over without a copy

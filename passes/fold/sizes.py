@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.exporter import export_graph, header
+from graphopt.ir.exporter import export_graph
 from graphopt.ir.graph import payload, payload_bytes
 from graphopt.ir.payload import StoredTensor, stored_bytes
+from graphopt.ir.tensors import header
 from graphopt.model import Model
 from graphopt.shapes import TensorType
 
