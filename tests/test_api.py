@@ -22,6 +22,7 @@ from graphopt.context import Context
 from graphopt.errors import GraphoptError, ModelError, PassError, SampleError, UsageError
 from graphopt.evaluate import Drop
 from graphopt.model import Model
+from graphopt.pipeline import Pipeline
 from graphopt.plugins import load_function, load_metric, metric_name
 from graphopt.report import schema
 from graphopt.report.build import warnings_for
@@ -190,7 +191,7 @@ def test_output_is_counted_with_its_weights(path: Path, monkeypatch: pytest.Monk
 
 def test_warns_when_the_whole_lost_too_much(path: Path) -> None:
     context = SimpleNamespace(samples=None, max_drop=0.01)
-    run = SimpleNamespace(steps=(), context=context)
+    run = SimpleNamespace(steps=(), context=context, pipeline=Pipeline(()))
     drop = Drop(0.02, 0.01, 0.03, "agreement", {}, 6, False)
     expected = ["the result as a whole lost 2.00%, more than the limit of 1.00%"]
     assert warnings_for(run, drop) == expected  # type: ignore[arg-type]

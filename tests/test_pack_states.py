@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.api import compress
 from graphopt.context import Context
 from graphopt.evaluate import Evaluator
+from graphopt.evaluate.states import states
 from graphopt.model import Model
-from graphopt.passes.pack.sensitivity import OutputLoss, states
+from graphopt.passes.pack.sensitivity import OutputLoss
 from graphopt.samples import open_samples
 from graphopt.spec import parse_pass
 from graphopt.targets import get_target
@@ -27,9 +29,10 @@ def array(*shape: int) -> np.ndarray:
     ("inputs", "outputs", "expected"),
     [
         ({"x": (1, 4), "state": (2, 8)}, {"y": (1, 4), "stateN": (2, 8)}, {"state": "stateN"}),
-        ({"h": (1, 8), "c": (1, 8)}, {"cn": (1, 8), "hn": (1, 8)}, {"h": "hn", "c": "cn"}),
+        ({"x": (3,), "h": (1, 8), "c": (1, 8)}, {"cn": (1, 8), "hn": (1, 8)}, {"h": "hn", "c": "cn"}),
         ({"past_key": (1, 8), "past_value": (1, 8)}, {"present_value": (1, 8)}, {"past_value": "present_value"}),
         ({"image": (1, 8)}, {"y": (1, 8)}, {}),
+        ({"input": (1, 8)}, {"output": (1, 8)}, {}),
         ({"cache": (1, 8)}, {"cache_out": (1, 9)}, {}),
         ({"scale": ()}, {"scale_out": ()}, {}),
         ({}, {"y": (1,)}, {}),
@@ -97,3 +100,12 @@ def test_error_of_several_steps() -> None:
     first = once.graph.nodes[0].inputs[1]
     first.values = first.values * np.float32(0.99)
     assert loss.worst(changed) > 5 * OutputLoss(unknown, others).worst(once) > 0
+
+
+@pytest.mark.parametrize("handed_on", [False, True])
+def test_the_user_is_told_that_agreement_judges_single_steps(handed_on: bool) -> None:
+    model, samples = recurrent(handed_on=handed_on)
+    for metric in (None, lambda run: float(run(next(iter(samples))).popitem()[1].mean())):
+        result = compress(model, "pack:bits=8:min-bytes=512", data=list(samples), metric=metric, benchmark=False)
+        told = [line for line in result.report.warnings if "'state_out' is handed on as 'state'" in line]
+        assert len(told) == (handed_on and metric is None)

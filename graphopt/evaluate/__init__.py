@@ -12,6 +12,7 @@ from graphopt.evaluate.answers import Answers, blaming_sample
 from graphopt.evaluate.classes import class_scores
 from graphopt.evaluate.loss import Drop, Metric, agreement_drop, call_metric, metric_drop
 from graphopt.evaluate.sameness import Reference, Sameness, check_sameness
+from graphopt.evaluate.states import states
 from graphopt.model import Model
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.session import CPU, Session, available_providers, open_session, refuse_hazards
@@ -43,6 +44,9 @@ class Evaluator:
         seed: Of random inputs and the bootstrap.
         threads: Threads inside an operator.
         progress: Where long steps report.
+
+    Attributes:
+        states: Inputs that are states, each with the output that is its next value; known after `open_original`.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Evaluator:
         self._answers = None if samples is None else Answers(samples, lambda: self._open(original))
         self._metric_before: float | None = None
         self._reference: Reference | None = None
+        self.states: Mapping[str, str] = {}
 
     def open_original(self) -> None:
         """Prove that the original runs, on the first sample if there are any; `mismatch` needs it open in any case.
@@ -80,7 +85,8 @@ class Evaluator:
         self._reference.open()
         if self._samples is not None and len(self._samples) > 0:
             with blaming_sample(self._samples, 0):
-                self._reference.run(next(iter(self._samples)), 0)
+                feeds = next(iter(self._samples))
+                self.states = states(feeds, self._reference.run(feeds, 0))
 
     def drop(self, model: Model) -> Drop | None:
         """Return how much worse the model is than the original; None if there is nothing to judge on.

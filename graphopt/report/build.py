@@ -146,17 +146,23 @@ def warnings_for(run: Finished, drop: Drop | None) -> Sequence[str]:
     samples, limit = run.context.samples, run.context.max_drop
     if samples is not None and samples.is_random:
         lines.append("the samples are random: calibration, agreement and latency rest on invented inputs")
+    planned = with_required(run.pipeline.passes)
+    lossy = [
+        item.name
+        for (item, _), step in zip(planned, run.steps, strict=True)
+        if not item.lossless and step.outcome == "accepted"
+    ]
     if drop is None:
-        planned = with_required(run.pipeline.passes)
-        lossy = [
-            item.name
-            for (item, _), step in zip(planned, run.steps, strict=True)
-            if not item.lossless and step.outcome == "accepted"
-        ]
         if lossy:
             lines.append(f"nothing judged the loss of {' and '.join(lossy)}: give samples with --data")
-    elif not drop.within(limit):
+        return lines
+    if not drop.within(limit):
         lines.append(f"the result as a whole lost {drop.compare(limit)}")
+    if lossy and drop.measure == "agreement" and run.context.evaluator.states:
+        handed = ", ".join(
+            f"'{output}' is handed on as '{name}'" for name, output in run.context.evaluator.states.items()
+        )
+        lines.append(f"{handed}: errors add up from run to run, and agreement judges single ones; judge with --metric")
     return lines
 
 

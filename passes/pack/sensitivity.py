@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from graphopt.evaluate.states import states
 from graphopt.model import Model
 from graphopt.runtime.compare import leaves, sums
 from graphopt.runtime.session import Outputs, Session, open_session
-from graphopt.samples import Feeds, Samples
+from graphopt.samples import Samples
 
 _JUDGED = 3, 16  # least and most samples
 _ELEMENTS = 2**22  # of all inputs together; samples that are large are also slow, and tell more
 _STEPS = 8  # that a state is handed on; an LSTM that errs by 1 % of its state a step errs by 10 % then
-_ALIKE = 0.5  # of the letters of two names that must match: h0 and hn, state and stateN, past_key and present_key
 
 
 class OutputLoss:
@@ -60,27 +59,6 @@ class OutputLoss:
                 found = session.run(given)
                 yield found
                 given |= {name: found[output] for name, output in self.states.items()}
-
-
-def states(feeds: Feeds, outputs: Mapping[str, object]) -> dict[str, str]:
-    """Return the inputs whose next value an output is: of its type and shape, a float, and of a similar name.
-
-    Args:
-        feeds: One sample.
-        outputs: What a model gave for it.
-    """
-    rated = []
-    for name, value in feeds.items():
-        for output, found in outputs.items():
-            alike = isinstance(found, np.ndarray) and found.dtype == value.dtype and found.shape == value.shape
-            likeness = SequenceMatcher(None, name.lower(), output.lower()).ratio()
-            if alike and value.dtype.kind == "f" and value.ndim and likeness >= _ALIKE:
-                rated.append((likeness, name, output))
-    chosen: dict[str, str] = {}
-    for _, name, output in sorted(rated, key=lambda item: -item[0]):
-        if name not in chosen and output not in chosen.values():
-            chosen[name] = output
-    return chosen
 
 
 def _errors(expected: Sequence[Outputs], found: Iterable[Outputs]) -> list[float]:
