@@ -125,7 +125,9 @@ class Walk:
         kept = {prefix + name for name in crossing for prefix in ("", _TARGET)}
         for values in self._values:
             for name in values.keys() - kept:
-                self._shelf.drop(values.pop(name))
+                held = values.pop(name)
+                if not any(held is other for other in values.values()):  # an input is held once for both models
+                    self._shelf.drop(held)
         self._cut = position
 
     def _run(self, side: Side, part: Model) -> None:

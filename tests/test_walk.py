@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,14 @@ def test_inputs_with_defaults_take_them() -> None:
     model = model_of(DEFAULT, w=random(8, 8), v=random(8, 8, seed=1), o=random(8, seed=2))
     assert model.graph.defaults
     check(model, halved(model))
+
+
+def test_values_lie_in_files_where_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input is one file for both models, which goes when the second of them has read it."""
+    monkeypatch.setattr("graphopt.walk.Shelf", partial(Shelf, limit=0))
+    model = model_of(DEFAULT, w=random(8, 8), v=random(8, 8, seed=1), o=random(8, seed=2))
+    check(model, halved(model))
+    check(residual(), halved(residual()))
 
 
 def test_values_that_cannot_be_held_are_made_again() -> None:
