@@ -18,7 +18,6 @@ from graphopt.passes.prune.channels.costs import Costs, mac_costs, time_costs, w
 from graphopt.passes.prune.channels.dependencies import Dependencies, find_dependencies
 from graphopt.passes.prune.channels.removal import remove_classes, rows_left
 from graphopt.passes.prune.channels.rotation import turn, turnings
-from graphopt.passes.prune.channels.sensitivity import samples_needed
 from graphopt.progress import SilentProgress
 from graphopt.samples import open_samples, random_samples
 from graphopt.shapes import shapes_for
@@ -193,13 +192,6 @@ def test_multiples_that_barely_overshoot_stay() -> None:
     costs = Costs(0.0, np.array([1.0, 0.01]), np.eye(2)[:, None, :])
     large, small = curve(64, 8, np.linspace(0.1, 1.0, 63)), curve(64, 8, np.linspace(9.0, 10.0, 63))
     assert allocate([large, small], costs, 0.246) == [16, 0]
-
-
-@pytest.mark.parametrize(("side", "wanted"), [(4, 8), (512, 4), (1024, 2)])
-def test_effects_are_measured_on_fewer_samples_where_outputs_are_large(side: int, wanted: int) -> None:
-    model = Text(f"float[1, 1, {side}, {side}] x", f"float[1, 1, {side}, {side}] y", "y = Conv(x, a)", a=(1, 1, 1, 1))
-    found = model.model()
-    assert samples_needed(found, random_samples(found.interface, count=8)) == wanted
 
 
 def test_channels_that_never_move_are_not_turned() -> None:

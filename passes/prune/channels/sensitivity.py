@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,7 @@ from graphopt.passes.prune.channels.ranking import Ranking, Trial
 from graphopt.runtime.session import open_session
 from graphopt.samples import Samples
 
-_SAMPLES = 2, 8  # least and most that is measured on; it has to be right within tens of percent
-_VALUES = 2**20  # of outputs that are enough
+_SAMPLES = 8  # what is measured on; it has to be right within tens of percent
 _ROUNDING = 1e-9  # losses below it are none, and tell nothing of those that follow
 _TINY = float(np.finfo(np.float64).tiny)
 
@@ -33,7 +31,7 @@ class Meter:
 
     def __init__(self, model: Model, samples: Samples) -> None:
         self._model = model
-        self._few = samples.take(samples_needed(model, samples))
+        self._few = samples.take(_SAMPLES)
         self._reference = _outputs(model, self._few)
 
     def losses(self, ranking: Ranking) -> np.ndarray:
@@ -61,14 +59,6 @@ class Meter:
                 bias.shift(change.shift)
             node.inputs[index] = Constant(f"{node.inputs[index].name}/tried", change.taker.stored(change.matrix))
         return copy
-
-
-def samples_needed(model: Model, samples: Samples) -> int:
-    """Return how many samples tell enough: fewer where each has many outputs, as large pictures have."""
-    least, most = _SAMPLES
-    (first,) = _outputs(model, samples.take(1))
-    values = sum(value.size for value in first.values() if isinstance(value, np.ndarray))
-    return min(max(least, math.ceil(_VALUES / max(values, 1))), most)
 
 
 def output_error(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> float:
