@@ -41,13 +41,6 @@ def test_what_is_no_picture_has_no_variants(size: int) -> None:
     assert len(list(Varied(pictures(3, size), shares=4))) == 3
 
 
-@pytest.mark.parametrize(("shape", "count"), [((48, 320), 2), ((320, 48), 2), ((24, 48), 4)])
-def test_lines_of_text_are_not_cut(shape: tuple[int, int], count: int) -> None:
-    values = np.zeros((2, 1, *shape), np.float32)
-    samples = open_samples({"x": values, "k": np.arange(2)}, model_of(PICTURES).interface)
-    assert len(list(Varied(samples, shares=2, variants=1))) == count
-
-
 def test_a_number_of_samples_that_is_no_multiple_of_the_shares() -> None:
     numbers = [int(feeds["k"][0]) for feeds in Varied(pictures(6), shares=4, variants=1)]
     assert numbers == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 4, 5]

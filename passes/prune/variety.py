@@ -19,7 +19,6 @@ from graphopt.samples import Feeds, Samples
 _ZOOM = 0.6, 0.95  # least and greatest part of height and width that a cut-out has
 _VARIANTS = 3  # of each sample
 _SMALLEST = 16  # height and width below which an input is no picture
-_LONGEST = 2  # times its height that a picture is wide, or the other way round: a cut-out of a line of text is none
 
 
 def enlarged(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -36,9 +35,9 @@ def _spread(size: int, part: int, rng: np.random.Generator) -> np.ndarray:
 class Varied:
     """Samples, each with variants of its pictures; re-iterable, the same every time.
 
-    Pictures are inputs of a float type, [batch, channels, height, width], whose sides differ by a factor of 2 at most;
-    samples without any have no variants. When these samples are split by turns, variants fall into the share of what
-    they are variants of, but for the last few samples where their number is no multiple of the shares.
+    Pictures are inputs of a float type, [batch, channels, height, width]; samples without any have no variants. When
+    these samples are split by turns, variants fall into the share of what they are variants of, but for the last few
+    samples where their number is no multiple of the shares.
 
     Args:
         samples: What there is.
@@ -77,6 +76,4 @@ class Varied:
 
 def _is_picture(value: Any) -> bool:
     fits = isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim == 4
-    if not fits or min(value.shape[-2:]) < _SMALLEST:
-        return False
-    return bool(max(value.shape[-2:]) <= _LONGEST * min(value.shape[-2:]))
+    return fits and min(value.shape[-2:]) >= _SMALLEST
