@@ -12,22 +12,19 @@ import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 import zstandard
 
 from graphopt.ir.exporter import export_graph
 from graphopt.ir.payload import StoredTensor
 from graphopt.ir.tensors import inline
-from graphopt.ir.wire import TensorMessage, serialized, varint_bytes
+from graphopt.ir.wire import Dense, TensorMessage, serialized, varint_bytes
 from graphopt.model import PROTOBUF_LIMIT, Model
 from graphopt.writer import DataStream
 
 _OWN_FRAME = 2**16  # bytes; a smaller weight is compressed better together with its neighbours
 _CHUNK = 2**24  # bytes handed to the compressor at a time
 _MARGIN = 2**26  # bytes that `Model.save` leaves for the structure when it decides on external data
-
-Dense = StoredTensor | np.ndarray
 
 
 @dataclass(frozen=True)

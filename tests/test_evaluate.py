@@ -24,6 +24,7 @@ from graphopt.ir.graph import constants
 from graphopt.model import Model
 from graphopt.runtime import timing
 from graphopt.runtime.session import Session, open_session
+from tests.test_runtime import Clock
 
 NAN, INF = float("nan"), float("inf")
 
@@ -669,21 +670,8 @@ def test_latency_on_random_inputs_uses_those_that_run(random_samples: list[Any])
     assert evaluator(classifier()).latency(classifier(), classifier()) is None
 
 
-class Clock:
-    """A clock that only the runs of models move, by a millisecond a node: a busy machine changes nothing."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def perf_counter_ns(self) -> int:
-        return round(self.now * 1e9)
-
-
 class Ticking:
-    """Stands in for a session of a model."""
+    """Stands in for a session of a model: only its runs move the clock, so that a busy machine changes nothing."""
 
     def __init__(self, clock: Clock, model: Model) -> None:
         self._clock, self._cost = clock, model.node_count * 1e-3

@@ -46,7 +46,8 @@ class TensorMessage:
         ready = self._ready()
         if ready is not None:
             return int(ready.ByteSize())
-        return int(self._header().ByteSize()) + len(_opening(_RAW_DATA, self._raw_size())) + self._raw_size()
+        head, raw = self._header(), self._raw_size()
+        return int(head.ByteSize()) + len(_opening(_RAW_DATA, raw)) + raw
 
     def pieces(self) -> Iterator[Piece]:
         """Yield it."""
@@ -74,7 +75,7 @@ class TensorMessage:
         return header(self.name, self.held)
 
     def _raw_size(self) -> int:
-        return stored_bytes(self._header().data_type, tuple(self.held.shape))
+        return stored_bytes(onnx.helper.np_dtype_to_tensor_dtype(self.held.dtype), tuple(self.held.shape))
 
 
 class Pieces:
@@ -110,8 +111,9 @@ class Pieces:
         inner = serialized(proto.graph)
         proto.ClearField("graph")
         outer = serialized(proto)
-        openings = [_opening(_INITIALIZER, len(weight)) for weight in weights]
-        size = sum(map(len, (inner, *openings, *weights)))
+        sizes = [len(weight) for weight in weights]
+        openings = [_opening(_INITIALIZER, nbytes) for nbytes in sizes]
+        size = len(inner) + sum(map(len, openings)) + sum(sizes)
         if len(outer) + size > _LIMIT:
             raise ModelError(f"the model has {size} bytes and does not fit into one protobuf message of 2 GiB")
         yield from (outer, _opening(_GRAPH, size), inner)
