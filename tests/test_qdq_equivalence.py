@@ -206,12 +206,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("model_of_zoo", with_samples, ids=[path.stem for path in with_samples])
 
 
-_FEW = 3  # codes of 8 bits; ppocrv6_det and efficientnet_lite0 are 2.6 and 1.2 apart
+_APART = {"efficientnet_lite0": 1.5, "ppocrv6_det": 3}  # codes: deep networks, measured 1.2 and 2.6; all others 1
 
 
 @pytest.mark.slow
 def test_real_models_mean_the_same_everywhere_and_nothing_is_left_inside(model_of_zoo: Path) -> None:
-    """A code may differ here and there, and differences spread through a deep network: to a few codes of its output."""
+    """A code may differ here and there, and differences spread; on average they stay below one, or as `_APART` says."""
     samples_file = _samples_of(model_of_zoo)
     before = load(model_of_zoo)
     target = get_target("cpu-avx2")
@@ -222,8 +222,9 @@ def test_real_models_mean_the_same_everywhere_and_nothing_is_left_inside(model_o
     assert all(item.became != "left" for item in account(result.model, target))
     data = list(open_samples(samples_file, before.interface).take(2))
     found = answers(result.model, data)
-    assert mean_codes_apart(found["fused"], found["plain"]) <= _FEW
-    assert mean_codes_apart(found["reference"], found["plain"]) <= _FEW
+    few = _APART.get(model_of_zoo.stem, 1)
+    assert mean_codes_apart(found["fused"], found["plain"]) <= few
+    assert mean_codes_apart(found["reference"], found["plain"]) <= few
 
 
 def mean_codes_apart(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
