@@ -18,7 +18,7 @@ from graphopt.evaluate import Drop, Evaluator, Sameness, answers, sameness
 from graphopt.evaluate.agreement import Agreement, Loss
 from graphopt.evaluate.classes import Scores, class_scores
 from graphopt.evaluate.loss import agreement_drop, metric_drop
-from graphopt.evaluate.noise import nudged_model
+from graphopt.evaluate.noise import Noise, nudged_model
 from graphopt.evaluate.statistics import ratio, ratio_interval, share_interval, wilson
 from graphopt.ir.graph import constants
 from graphopt.model import Model
@@ -549,6 +549,18 @@ def test_random_inputs_that_do_not_run_prove_nothing(random_samples: list[Any]) 
     same = evaluator(classifier()).mismatch(classifier(), classifier(0.01))
     assert same.equal is None
     assert same.describe().startswith("not verified: the model does not run on random inputs: input 'x' has shape")
+
+
+def test_noise_that_was_found_on_earlier_inputs_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (feeds,) = classifier(), normal(1)
+    with open_session(model, optimize=False) as session:
+        expected = session.run(feeds)
+    noise = Noise(model, 1)
+    found = list(noise.levels(feeds, expected))
+    assert found[0] != found[-1]
+    noise.close()
+    monkeypatch.setattr(noise, "_run_optimized", lambda *_: pytest.fail("nothing needs to run"))
+    assert next(noise.levels(feeds, expected)) == found[-1]
 
 
 def test_samples_that_do_not_run_are_an_error() -> None:
