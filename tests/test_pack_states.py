@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt.api import compress
 from graphopt.context import Context
 from graphopt.evaluate import Evaluator
 from graphopt.evaluate.states import states
@@ -100,12 +99,3 @@ def test_error_of_several_steps() -> None:
     first = once.graph.nodes[0].inputs[1]
     first.values = first.values * np.float32(0.99)
     assert loss.worst(changed) > 5 * OutputLoss(unknown, others).worst(once) > 0
-
-
-@pytest.mark.parametrize("handed_on", [False, True])
-def test_the_user_is_told_that_agreement_judges_single_steps(handed_on: bool) -> None:
-    model, samples = recurrent(handed_on=handed_on)
-    for metric in (None, lambda run: float(run(next(iter(samples))).popitem()[1].mean())):
-        result = compress(model, "pack:bits=8:min-bytes=512", data=list(samples), metric=metric, benchmark=False)
-        told = [line for line in result.report.warnings if "'state_out' is handed on as 'state'" in line]
-        assert len(told) == (handed_on and metric is None)

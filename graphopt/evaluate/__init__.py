@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import ModelError, SampleError, UnjudgedError, UsageError
 from graphopt.evaluate.agreement import Agreement
 from graphopt.evaluate.answers import Answers, blaming_sample
+from graphopt.evaluate.chains import STEPS, as_one, run_chain
 from graphopt.evaluate.classes import class_scores
 from graphopt.evaluate.loss import Drop, Metric, agreement_drop, call_metric, metric_drop
 from graphopt.evaluate.sameness import Reference, Sameness, check_sameness
-from graphopt.evaluate.states import states
 from graphopt.model import Model
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.session import CPU, Session, available_providers, open_session, refuse_hazards
@@ -44,9 +45,6 @@ class Evaluator:
         seed: Of random inputs and the bootstrap.
         threads: Threads inside an operator.
         progress: Where long steps report.
-
-    Attributes:
-        states: Inputs that are states, each with the output that is its next value; known after `open_original`.
     """
 
     def __init__(
@@ -71,7 +69,6 @@ class Evaluator:
         self._answers = None if samples is None else Answers(samples, lambda: self._open(original))
         self._metric_before: float | None = None
         self._reference: Reference | None = None
-        self.states: Mapping[str, str] = {}
 
     def open_original(self) -> None:
         """Prove that the original runs, on the first sample if there are any; `mismatch` needs it open in any case.
@@ -85,11 +82,12 @@ class Evaluator:
         self._reference.open()
         if self._samples is not None and len(self._samples) > 0:
             with blaming_sample(self._samples, 0):
-                feeds = next(iter(self._samples))
-                self.states = states(feeds, self._reference.run(feeds, 0))
+                self._reference.run(next(iter(self._samples)), 0)
 
     def drop(self, model: Model) -> Drop | None:
         """Return how much worse the model is than the original; None if there is nothing to judge on.
+
+        A model that hands on a state is judged over several steps, see `graphopt.evaluate.chains`.
 
         Raises:
             ModelError: A model does not run.
@@ -106,14 +104,16 @@ class Evaluator:
             return None
         agreement = Agreement(self._scores, self._seed)
         with self._open(model) as session:
-            for feeds, expected in self._progress.track(self._answers, "judge", len(self._samples)):
-                agreement.add(expected, session.run(feeds))
+            for chain, expected in self._progress.track(self._answers, "judge", len(self._answers)):
+                found = run_chain(session.run, chain[: len(expected)], self._answers.states)
+                agreement.add(as_one(expected), as_one(found))
         if not agreement.compared:
             raise UnjudgedError(
                 "on these samples the original's outputs are empty, or nothing but NaN and infinities: nothing can be "
                 "judged on them"
             )
-        return agreement_drop(agreement.losses(), len(self._samples), self._samples.is_random)
+        drop = agreement_drop(agreement.losses(), len(self._samples), self._samples.is_random)
+        return replace(drop, steps=STEPS, states=self._answers.states) if self._answers.states else drop
 
     def metric_of_original(self) -> float:
         """Return the metric of the original, measured once.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from graphopt.errors import ModelError, SampleError, UnjudgedError
+from graphopt.evaluate.chains import chain_count, chains, handed_on
+from graphopt.evaluate.states import states
 from graphopt.runtime.compare import difference, leaves
 from graphopt.runtime.session import Outputs, Session
 
@@ -28,34 +30,66 @@ class Answers:
         self._samples = samples
         self._open = open_original
         self._session: Session | None = None
-        self._kept: list[Outputs] | None = None
+        self._kept: list[list[Outputs]] | None = None
+        self._states: Mapping[str, str] | None = None
 
-    def __iter__(self) -> Iterator[tuple[Feeds, Outputs]]:
-        """Yield each sample with the outputs.
+    def __iter__(self) -> Iterator[tuple[list[Feeds], list[Outputs]]]:
+        """Yield each sample with the outputs; of a model that hands on a state chains, with the outputs of each step.
 
         Raises:
             SampleError: The original does not run on a sample.
             UnjudgedError: It gives other outputs every time.
         """
         if self._kept is not None:
-            yield from zip(self._samples, self._kept, strict=True)
+            for (_, chain), outputs in zip(self._chains(), self._kept, strict=True):
+                yield chain, outputs
             return
-        if self._session is None:
-            self._session = self._open_steady()
-        kept: list[Outputs] | None = []
+        session = self._opened()
+        kept: list[list[Outputs]] | None = []
         size = 0
-        for index, feeds in enumerate(self._samples):
-            with blaming_sample(self._samples, index):
-                outputs = self._session.run(feeds)
-            size += _nbytes(outputs)
+        for index, chain in self._chains():
+            outputs = self._run(session, index, chain)
+            size += sum(map(_nbytes, outputs))
             if kept is not None and size <= _CACHED:
                 kept.append(outputs)
             else:
                 kept = None
-            yield feeds, outputs
+            yield chain, outputs
         if kept is not None:
             self.close()
             self._kept = kept
+
+    def __len__(self) -> int:
+        """Return how many there will be."""
+        return chain_count(len(self._samples)) if self.states else len(self._samples)
+
+    @property
+    def states(self) -> Mapping[str, str]:
+        """Inputs that are states, each with the output that is its next value; the original is run to learn them."""
+        if self._states is None:
+            self._opened()
+        return self._states or {}
+
+    def _chains(self) -> Iterator[tuple[int, list[Feeds]]]:
+        if self.states:
+            return chains(self._samples)
+        return ((index, [feeds]) for index, feeds in enumerate(self._samples))
+
+    def _run(self, session: Session, index: int, chain: Sequence[Feeds]) -> list[Outputs]:
+        """Run a chain, as far as it goes: a sample need not run on the state that another one left."""
+        with blaming_sample(self._samples, index):
+            found = [session.run(chain[0])]
+        for place, feeds in enumerate(chain[1:], index + 1):
+            given = handed_on(feeds, found[-1], self.states)
+            if given is None:
+                break
+            try:
+                found.append(session.run(given))
+            except ModelError:
+                with blaming_sample(self._samples, place % len(self._samples)):
+                    session.run(feeds)
+                break
+        return found
 
     def close(self) -> None:
         """Free what is kept; everything still works afterwards, only slower."""
@@ -63,12 +97,18 @@ class Answers:
             self._session.close()
         self._session = self._kept = None
 
+    def _opened(self) -> Session:
+        if self._session is None:
+            self._session = self._open_steady()
+        return self._session
+
     def _open_steady(self) -> Session:
         """Open the original, unless it does not even agree with itself, as with random numbers inside."""
         session, first = self._open(), next(iter(self._samples))
         try:
             with blaming_sample(self._samples, 0):
-                different = difference(session.run(first), session.run(first))
+                outputs = session.run(first)
+                different = difference(outputs, session.run(first))
             if different:
                 raise UnjudgedError(
                     "the original gives other outputs every time it runs, so agreement with it tells nothing; give a "
@@ -77,6 +117,7 @@ class Answers:
         except BaseException:
             session.close()
             raise
+        self._states = states(first, outputs)
         return session
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from graphopt.errors import GraphoptError, UsageError
@@ -31,6 +31,8 @@ class Drop:
         samples: How many samples it rests on; 0 for a metric, which brings its own.
         random: Whether the samples were drawn rather than given.
         established: The part of `value` that may be held against the model; `value` if None. See `within`.
+        steps: How many steps each sample was run, where the model hands on a state.
+        states: Inputs that are states, each with the output that was handed on.
     """
 
     value: float
@@ -41,13 +43,23 @@ class Drop:
     samples: int
     random: bool
     established: float | None = None
+    steps: int = 1
+    states: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Return what it was judged by, in words, for the report."""
         if self.measure == "metric":
             return "judged by the metric"
+        return f"{self.measure} on {self.describe_samples()}"
+
+    def describe_samples(self) -> str:
+        """Return what agreement rests on, in words."""
         noun = "random input" if self.random else "sample"
-        return f"{self.measure} on {self.samples} {noun}{'' if self.samples == 1 else 's'}"
+        text = f"{self.samples} {noun}{'' if self.samples == 1 else 's'}"
+        if not self.states:
+            return text
+        handed = ", ".join(f"'{output}' handed on as '{name}'" for name, output in self.states.items())
+        return f"{text} in chains of {self.steps} steps, {handed}"
 
     def compare(self, limit: float) -> str:
         """Return the loss beside a limit that it exceeds, with as many digits as tell them apart."""

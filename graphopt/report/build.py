@@ -158,11 +158,6 @@ def warnings_for(run: Finished, drop: Drop | None) -> Sequence[str]:
         return lines
     if not drop.within(limit):
         lines.append(f"the result as a whole lost {drop.compare(limit)}")
-    if lossy and drop.measure == "agreement" and run.context.evaluator.states:
-        handed = ", ".join(
-            f"'{output}' is handed on as '{name}'" for name, output in run.context.evaluator.states.items()
-        )
-        lines.append(f"{handed}: errors add up from run to run, and agreement judges single ones; judge with --metric")
     return lines
 
 

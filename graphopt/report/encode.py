@@ -115,6 +115,8 @@ def _drop(drop: Drop | None) -> dict[str, Any] | None:
         "details": _numbers(drop.details),
         "samples": int(drop.samples),
         "random": bool(drop.random),
+        "steps": int(drop.steps),
+        "states": dict(drop.states),
     }
 
 

@@ -129,8 +129,7 @@ def quality_line(report: Report) -> str:
     if drop.measure == "metric":
         return f"metric {details.get('before', 0):.6g} -> {details.get('after', 0):.6g}, lost {loss(drop)}; {limit}"
     shown = _first([f"{name} {value:.6g}" for name, value in details.items()])
-    on = plural(drop.samples, "random input" if drop.random else "sample")
-    return f"{drop.measure} lost {loss(drop)} on {on}; {limit}; {shown}"
+    return f"{drop.measure} lost {loss(drop)} on {drop.describe_samples()}; {limit}; {shown}"
 
 
 def _render_step(step: Step, name: str, console: Console, verbosity: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from graphopt.evaluate.chains import chains, run_chain
 from graphopt.evaluate.states import states
 from graphopt.model import Model
 from graphopt.runtime.compare import leaves, sums
@@ -14,14 +15,12 @@ from graphopt.samples import Samples
 
 _JUDGED = 3, 16  # least and most samples
 _ELEMENTS = 2**22  # of all inputs together; samples that are large are also slow, and tell more
-_STEPS = 8  # that a state is handed on; an LSTM that errs by 1 % of its state a step errs by 10 % then
 
 
 class OutputLoss:
     """Compares a model with what it gave at first, on a few samples.
 
-    Where an output is the next value of an input, each sample is run several steps with the state handed on, and all
-    steps count: what a step errs adds up in use, and no single step shows it.
+    Where an output is the next value of an input, all steps of chains count, see `graphopt.evaluate.chains`.
 
     Args:
         model: As it is at first.
@@ -34,9 +33,11 @@ class OutputLoss:
     def __init__(self, model: Model, samples: Samples) -> None:
         elements = sum(np.size(value) for value in next(iter(samples)).values())
         least, most = _JUDGED
-        self._feeds = list(samples.take(min(max(_ELEMENTS // max(elements, 1), least), most)))
+        taken = samples.take(min(max(_ELEMENTS // max(elements, 1), least), most))
         with open_session(model) as session:
-            self.states = states(self._feeds[0], session.run(self._feeds[0]))
+            first = next(iter(taken))
+            self.states = states(first, session.run(first))
+            self._chains = [chain for _, chain in chains(taken)] if self.states else [[feeds] for feeds in taken]
             self._expected = list(self._outputs(session))
 
     def of(self, model: Model) -> float:
@@ -53,12 +54,8 @@ class OutputLoss:
             return _errors(self._expected, self._outputs(session))
 
     def _outputs(self, session: Session) -> Iterator[Outputs]:
-        for feeds in self._feeds:
-            given = dict(feeds)
-            for _ in range(_STEPS if self.states else 1):
-                found = session.run(given)
-                yield found
-                given |= {name: found[output] for name, output in self.states.items()}
+        for chain in self._chains:
+            yield from run_chain(session.run, chain, self.states)
 
 
 def _errors(expected: Sequence[Outputs], found: Iterable[Outputs]) -> list[float]:
