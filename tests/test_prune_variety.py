@@ -53,3 +53,11 @@ def test_cut_outs_keep_size_and_order_of_pixels() -> None:
     steps = np.diff(found[0, 0, :, 0])
     assert set(np.unique(steps)) == {0.0, 1.0}, "nearest neighbours, in order, some twice"
     assert found[0, 0, -1, 0] - found[0, 0, 0, 0] < 31
+
+
+def test_large_pictures_have_fewer_variants() -> None:
+    large = np.broadcast_to(np.float32(0), (8, 1, 1024, 1024))  # half of the pixels that are enough
+    samples = open_samples({"x": large, "k": np.arange(8)}, model_of(PICTURES).interface)
+    assert len(Varied(samples, shares=4, variants=3)) == 16
+    assert len(Varied(samples.take(4), shares=4, variants=3)) == 16
+    assert len(Varied(samples.take(2), shares=4, variants=3)) == 8

@@ -17,7 +17,8 @@ import numpy as np
 from graphopt.samples import Feeds, Samples
 
 _ZOOM = 0.6, 0.95  # least and greatest part of height and width that a cut-out has
-_VARIANTS = 3  # of each sample
+_VARIANTS = 3  # of each sample, at most
+_PIXELS = 2**24  # of all pictures and variants together that are enough
 _SMALLEST = 16  # height and width below which an input is no picture
 
 
@@ -35,14 +36,14 @@ def _spread(size: int, part: int, rng: np.random.Generator) -> np.ndarray:
 class Varied:
     """Samples, each with variants of its pictures; re-iterable, the same every time.
 
-    Pictures are inputs of a float type, [batch, channels, height, width]; samples without any have no variants. When
-    these samples are split by turns, variants fall into the share of what they are variants of, but for the last few
-    samples where their number is no multiple of the shares.
+    Pictures are inputs of a float type, [batch, channels, height, width]; samples without any have no variants, and
+    many large ones have few. When these samples are split by turns, variants fall into the share of what they are
+    variants of, but for the last few samples where their number is no multiple of the shares.
 
     Args:
         samples: What there is.
         shares: Into how many shares they will be split.
-        variants: How many of each.
+        variants: How many of each, at most.
         seed: Of the generator.
     """
 
@@ -50,7 +51,8 @@ class Varied:
         self._samples = samples
         self._shares = shares
         self._seed = seed
-        self._variants = variants if any(map(_is_picture, next(iter(samples)).values())) else 0
+        pixels = len(samples) * pixels_of(next(iter(samples)))
+        self._variants = min(variants, max(_PIXELS // pixels - 1, 0)) if pixels else 0
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -72,6 +74,12 @@ class Varied:
         for _ in range(self._variants):
             for feeds in block:
                 yield {name: enlarged(value, rng) if _is_picture(value) else value for name, value in feeds.items()}
+
+
+def pixels_of(feeds: Feeds) -> int:
+    """Return how many pixels the pictures of a sample have, 0 without any."""
+    pictures = (value for value in feeds.values() if _is_picture(value))
+    return sum(int(np.prod((len(value), *value.shape[2:]))) for value in pictures)
 
 
 def _is_picture(value: Any) -> bool:

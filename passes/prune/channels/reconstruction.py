@@ -32,6 +32,7 @@ from graphopt.shapes import shapes_for
 from graphopt.walk import Walk
 
 _FOLDS = 4  # shares of the samples; one of them judges how strongly weights are held to what they were
+_ROWS = 4  # observations for each input of a layer; from fewer, such as pooled values, no fit holds for other samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +63,20 @@ def reconstruct(
     shown = {id(tensor) for tensor in pruned.graph.outputs}
     shapes = shapes_for(pruned, next(iter(samples)))
     layers, skips = _fittable(pruned)
+    fitted = 0
     with Walk(original, pruned, Varied(samples, shares=_FOLDS), progress) as walk:
         for layer in progress.track(layers, "reconstruct", len(layers)):
             site = _site(layer, pruned, shapes, shown)
             every = np.arange(layer.groups * layer.rows)
             pair = Pair(layer, site.target, rows.get(layer.node.outputs[0].name, every), site.besides)
             (moments,) = walk.paired([pair], folds=_FOLDS)
+            if moments.count < _ROWS * layer.inputs:
+                seen = f"{moments.count} observations of its {layer.inputs} inputs"
+                skips.append(Skip(label(layer.node), f"the samples have {seen}: too few to fit it to"))
+                continue
             _fit(site, moments)
-    return Refit(len(layers), tuple(skips))
+            fitted += 1
+    return Refit(fitted, tuple(skips))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,12 @@ from graphopt.ir.graph import Constant
 from graphopt.layers import linear_layer
 from graphopt.model import Model
 from graphopt.passes.prune.channels.ranking import Ranking, Trial
+from graphopt.passes.prune.variety import pixels_of
 from graphopt.runtime.session import open_session
 from graphopt.samples import Samples
 
-_SAMPLES = 8  # what is measured on; it has to be right within tens of percent
+_SAMPLES = 8  # what is measured on, at most; it has to be right within tens of percent
+_PIXELS = 2**20  # of pictures that are enough
 _ROUNDING = 1e-9  # losses below it are none, and tell nothing of those that follow
 _TINY = float(np.finfo(np.float64).tiny)
 
@@ -31,7 +33,8 @@ class Meter:
 
     def __init__(self, model: Model, samples: Samples) -> None:
         self._model = model
-        self._few = samples.take(_SAMPLES)
+        pixels = max(pixels_of(next(iter(samples))), 1)
+        self._few = samples.take(max(1, min(_SAMPLES, -(-_PIXELS // pixels))))
         self._reference = _outputs(model, self._few)
 
     def losses(self, ranking: Ranking) -> np.ndarray:

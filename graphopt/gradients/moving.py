@@ -1,0 +1,98 @@
+"""Gradients of what moves, sums up or normalizes elements."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.gradients.tape import Tape
+
+
+def reshaped(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """The shape of before."""
+    return [tape.like(gradient, node.inputs[0]), *[None] * (len(node.inputs) - 1)]
+
+
+def transposed(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """The axes of before."""
+    rank = len(tape.shape(node.inputs[0]))
+    order = node.attrs.get("perm", list(range(rank))[::-1])
+    return [tape.op("Transpose", gradient, perm=[int(axis) for axis in np.argsort(order)])]
+
+
+def joined(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """Each operand its part."""
+    axis, start, found = int(node.attrs["axis"]), 0, list[gs.Tensor | None]()
+    for item in node.inputs:
+        stop = start + tape.shape(item)[axis]
+        found.append(tape.op("Slice", gradient, np.array([start]), np.array([stop]), np.array([axis])))
+        start = stop
+    return found
+
+
+def picked(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """``y = x[i]`` -> dy at i and zero elsewhere; i a number."""
+    table, index = node.inputs
+    if not isinstance(index, gs.Constant) or index.shape:
+        return None
+    size = tape.shape(table)
+    axis = int(node.attrs.get("axis", 0)) % len(size)
+    place = np.zeros([count if each == axis else 1 for each, count in enumerate(size)], np.float32)
+    np.moveaxis(place, axis, 0)[int(index.values)] = 1
+    return [tape.op("Mul", tape.op("Unsqueeze", gradient, np.array([axis])), place), None]
+
+
+def summed(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """A sum gives dy to all of its parts, a mean the same over their number."""
+    image, rank = node.inputs[0], len(tape.shape(node.inputs[0]))
+    if node.op == "GlobalAveragePool":
+        axes = list(range(2, rank))
+    elif "axes" in node.attrs:
+        axes = list(node.attrs["axes"])
+    elif len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
+        axes = [int(axis) for axis in node.inputs[1].values]
+    else:
+        return None
+    if not node.attrs.get("keepdims", 1) and node.op != "GlobalAveragePool":
+        gradient = tape.op("Unsqueeze", gradient, np.array(sorted(axis % rank for axis in axes)))
+    spread = tape.op("Expand", gradient, tape.op("Shape", image))
+    if node.op != "ReduceSum":
+        sizes = (tape.op("Cast", tape.op("Size", item), to=1) for item in (node.outputs[0], image))
+        spread = tape.op("Mul", spread, tape.op("Div", *sizes))
+    return [spread, *[None] * (len(node.inputs) - 1)]
+
+
+def softmax(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """``dx = y (dy - sum y dy)``."""
+    given = tape.op("Mul", gradient, node.outputs[0])
+    whole = tape.total(given, [int(node.attrs.get("axis", -1))])
+    return [tape.op("Sub", given, tape.op("Mul", node.outputs[0], whole))]
+
+
+def layer_norm(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """With ``h = (x - mean) / s``, ``y = g h + b``: ``dx = (e - mean e - h mean e h) / s``, ``e = g dy``; last axis."""
+    image, gain, *added = node.inputs
+    rank = len(tape.shape(image))
+    if int(node.attrs.get("axis", -1)) % rank != rank - 1:
+        return None
+    centred = tape.op("Sub", image, tape.mean(image, [-1]))
+    variance = tape.mean(tape.op("Mul", centred, centred), [-1])
+    scale = tape.op("Sqrt", tape.op("Add", variance, float(node.attrs.get("epsilon", 1e-5))))
+    normal = tape.op("Div", centred, scale)
+    inner = tape.op("Mul", gradient, gain)
+    along = tape.op("Mul", normal, tape.mean(tape.op("Mul", inner, normal), [-1]))
+    rest = tape.op("Sub", tape.op("Sub", inner, tape.mean(inner, [-1])), along)
+    found = [tape.op("Div", rest, scale), tape.op("Mul", gradient, normal), *([gradient] if added else [])]
+    own = (tape.unbroadcast(each, item, node.outputs[0]) for each, item in zip(found[1:], node.inputs[1:], strict=True))
+    return [found[0], *own]
+
+
+def transposed_convolution(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """``dx`` is the convolution that it is the transpose of, ``db`` the sum of dy; the kernel's is not given."""
+    known = {"strides", "dilations", "pads", "group", "kernel_shape", "output_padding"}
+    if not set(node.attrs) <= known | {"auto_pad"} or node.attrs.get("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    attrs = {key: value for key, value in node.attrs.items() if key not in ("output_padding", "auto_pad")}
+    space = range(2, len(tape.shape(node.inputs[0])))
+    bias = [tape.total(gradient, [0, *space], keep=False)] if len(node.inputs) > 2 else []
+    return [tape.op("Conv", gradient, node.inputs[1], **attrs), None, *bias]

@@ -1,0 +1,161 @@
+"""Gradients that a graph computes agree with differences of what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+
+from graphopt.gradients import add_gradients
+from graphopt.gradients.tape import Tape
+from graphopt.ir.graph import constants
+from graphopt.model import Model
+from graphopt.runtime.session import open_session
+from graphopt.samples import Feeds, random_samples
+from graphopt.shapes import infer_shapes, shapes_for
+from tests.test_prune import model_of, random
+
+STEP = 2e-3
+CASES: dict[str, tuple[str, str, str, dict[str, tuple[int, ...]]]] = {
+    "pointwise": ("float[1,4,5,5] x", "float[1,6,5,5] y", "y = Conv(x, w, b)", {"w": (6, 4, 1, 1), "b": (6,)}),
+    "kernel": ("float[2,3,7,6] x", "float[2,4,7,6] y", "y = Conv<pads=[1,1,1,1]>(x, w)", {"w": (4, 3, 3, 3)}),
+    "strided": (
+        "float[1,3,8,7] x",
+        "float[1,4,4,4] y",
+        "y = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w, b)",
+        {"w": (4, 3, 3, 3), "b": (4,)},
+    ),
+    "dilated": ("float[1,3,9] x", "float[1,4,7] y", "y = Conv<pads=[1,1], dilations=[2]>(x, w)", {"w": (4, 3, 3)}),
+    "depthwise": (
+        "float[2,4,7,7] x",
+        "float[2,4,7,7] y",
+        "y = Conv<pads=[2,2,2,2], group=4>(x, w, b)",
+        {"w": (4, 1, 5, 5), "b": (4,)},
+    ),
+    "depthwise strided": (
+        "float[2,4,8,8] x",
+        "float[2,4,4,4] y",
+        "y = Conv<pads=[0,0,1,1], strides=[2,2], group=4>(x, w)",
+        {"w": (4, 1, 3, 3)},
+    ),
+    "gemm": ("float[3,5] x", "float[3,4] y", "y = Gemm<transB=1>(x, w, b)", {"w": (4, 5), "b": (4,)}),
+    "gemm as stored": ("float[3,5] x", "float[3,4] y", "y = Gemm(x, w)", {"w": (5, 4)}),
+    "product": ("float[2,3,5] x", "float[2,3,4] y", "y = MatMul(x, w)", {"w": (5, 4)}),
+    "added": ("float[2,3,5] x", "float[2,3,5] y", "y = Add(x, w)", {"w": (3, 1)}),
+    "subtracted": ("float[2,3,5] x", "float[2,3,5] y", "y = Sub(x, w)", {"w": (5,)}),
+    "multiplied": ("float[2,3,5] x", "float[2,3,5] y", "y = Mul(x, w)", {"w": (1, 3, 1)}),
+    "normalized": ("float[3,6] x", "float[3,6] y", "y = LayerNormalization(x, w, b)", {"w": (6,), "b": (6,)}),
+}
+# Each function is read behind a product, so that its own slope counts.
+FUNCTIONS = {
+    "Relu": "y = Relu(a)",
+    "Clip": "y = Clip(a, low, high)",
+    "Sigmoid": "y = Sigmoid(a)",
+    "HardSigmoid": "y = HardSigmoid(a)",
+    "HardSwish": "y = HardSwish(a)",
+    "Tanh": "y = Tanh(a)",
+    "Erf": "y = Erf(a)",
+    "Gelu": "y = Gelu(a)",
+    "Exp": "y = Exp(a)",
+    "Neg": "y = Neg(a)",
+    "Sqrt": "e = Exp(a)  y = Sqrt(e)",
+    "Reciprocal": "e = Exp(a)  y = Reciprocal(e)",
+    "Div": "e = Exp(a)  y = Div(a, e)",
+    "Pow": "y = Pow(a, two)",
+    "Softmax": "y = Softmax(a)",
+    "Reshape": "b = Reshape(a, six)  c = Tanh(b)  y = Reshape(c, back)",
+    "Transpose": "b = Transpose(a)  c = Softmax(b)  y = Transpose(c)",
+    "Concat": "b = Tanh(a)  c = Concat<axis=1>(b, a, x)  y = MatMul(c, v)",
+    "Gather": "b = Reshape(a, planes)  c = Gather(b, zero)  d = Gather<axis=0>(b, one)  e = Mul(c, d)  y = Add(e, a)",
+    "ReduceMean": "b = ReduceMean<keepdims=0>(a, one_axis)  c = Tanh(b)  d = Unsqueeze(c, one_axis)  y = Mul(a, d)",
+    "ReduceSum": "b = ReduceSum(a, one_axis)  y = Mul(a, b)",
+    "residual": "b = Tanh(a)  c = MatMul(b, v2)  y = Add(c, a)",
+    "two products": "b = Transpose(a)  c = MatMul(a, b)  y = MatMul(c, a)",
+}
+HELD = {
+    "low": np.array(-0.5, np.float32),
+    "high": np.array(0.5, np.float32),
+    "two": np.array(2, np.float32),
+    "six": np.array([6]),
+    "back": np.array([2, 3]),
+    "planes": np.array([2, 1, 3]),
+    "zero": np.array(0),
+    "one": np.array(1),
+    "one_axis": np.array([1]),
+    "v": random(11, 3, seed=7),
+    "v2": random(3, 3, seed=8),
+}
+
+
+def check(model: Model, names: tuple[str, ...]) -> None:
+    """Compare the gradients of ``sum r y`` with differences; r is the first output, held fixed."""
+    infer_shapes(model)
+    feeds = next(iter(random_samples(model.interface, count=1)))
+    with open_session(model) as session:
+        aim = session.run(feeds)["y"]
+    weights = [item for item in constants(model.graph) if item.name in names]
+    probe = model.copy()
+    held = [item for item in constants(probe.graph) if item.name in names]
+    tape = Tape(probe.graph, shapes_for(probe, feeds))
+    found = add_gradients(tape, [(probe.graph.outputs[0], tape.const(aim))], held)
+    assert set(found.of) == set(names)
+    probe.graph.outputs = list(found.of.values())
+    for tensor in probe.graph.outputs:
+        tensor.dtype = np.float32
+    with open_session(probe) as session:
+        gradients: Mapping[str, np.ndarray] = session.run(feeds)
+    rng = np.random.default_rng(3)
+    for weight in weights:
+        way = rng.standard_normal(weight.shape).astype(np.float32)
+        wanted = _slope(model, weight, way, aim, feeds)
+        gradient = gradients[found.of[weight.name].name]
+        assert gradient.shape == tuple(weight.shape)
+        assert np.vdot(gradient, way) == pytest.approx(wanted, rel=2e-2, abs=2e-2 * float(np.abs(gradient).max()))
+
+
+def _slope(model: Model, weight: gs.Constant, way: np.ndarray, aim: np.ndarray, feeds: Feeds) -> float:
+    values, ends = weight.values, []
+    for sign in (1, -1):
+        weight.values = values + np.float32(sign * STEP) * way
+        with open_session(model) as session:
+            ends.append(float(np.vdot(session.run(feeds)["y"].astype(np.float64), aim)))
+    weight.values = values
+    return (ends[0] - ends[1]) / (2 * STEP)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_linear_operators(case: str) -> None:
+    """Of weights and biases, with strides, pads, dilations, groups and broadcasting."""
+    given, gives, body, shapes = CASES[case]
+    weights = {name: random(*shape, seed=seed) for seed, (name, shape) in enumerate(shapes.items())}
+    check(model_of(f"m ({given}) => ({gives}) {{ {body} }}", **weights), tuple(shapes))
+    # behind another layer, so that the way through the operator counts as well
+    size = int(given.split("[")[1].split(",")[-1].split("]")[0])
+    inner = body.replace("x", "s")
+    text = f"m ({given}) => ({gives}) {{ s = MatMul(x, before)  {inner} }}"
+    check(model_of(text, **weights, before=random(size, size, seed=9)), ("before", *shapes))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_gradients_through_functions(function: str) -> None:
+    """Of what lies before them."""
+    body = FUNCTIONS[function]
+    held = {name: value for name, value in HELD.items() if name in body.replace(",", " ").replace(")", " ").split()}
+    w = 0.4 * random(5, 3, seed=1)
+    check(model_of(f"m (float[2,5] x) => (float[2,3] y) {{ a = MatMul(x, w)  {body} }}", w=w, **held), ("w",))
+
+
+def test_nothing_is_said_of_what_lies_before_an_unknown_operator() -> None:
+    """The other way to the outputs would tell half of the truth."""
+    text = "m (float[2,5] x) => (float[2,3] y) { a = MatMul(x, w)  b = Ceil(a)  c = Mul(a, b)  y = MatMul(c, v2) }"
+    model = model_of(text, w=random(5, 3), v2=random(3, 3))
+    infer_shapes(model)
+    feeds = next(iter(random_samples(model.interface, count=1)))
+    tape = Tape(model.graph, shapes_for(model, feeds))
+    output = model.graph.outputs[0]
+    weights = [item for item in constants(model.graph) if item.name in ("w", "v2")]
+    found = add_gradients(tape, [(output, tape.const(np.ones((2, 3), np.float32)))], weights)
+    assert set(found.of) == {"v2"}
+    assert len(found.stops) == 2  # the operator, and what leads to it
