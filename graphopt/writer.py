@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import tempfile
@@ -220,14 +221,25 @@ def _free_data_path(path: Path) -> Path:
 
 def _data_files(path: Path) -> list[Path]:
     """Return the data files that the model there refers to: its replacement leaves them unused."""
+    if not _mentions(path, b"location"):  # the key of every reference; the file is parsed only if it may have one
+        return []
     previous = onnx.ModelProto()
     try:
         previous.ParseFromString(path.read_bytes())
     except (OSError, DecodeError):
-        return []  # nothing there, or nothing that could refer to data
+        return []  # nothing that could refer to data
     tensors = (item for item in tensors_of(previous) if isinstance(item, onnx.TensorProto))
     locations = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
     return [path.parent / location for location in sorted(locations)]
+
+
+def _mentions(path: Path, word: bytes) -> bool:
+    """Whether the word is anywhere in a file; no more of it is held than the system likes to."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(word) >= 0
+    except (OSError, ValueError):  # there is no such file, or it is empty
+        return False
 
 
 def _is_named_after(file: Path, model: Path) -> bool:

@@ -400,6 +400,22 @@ print(saved.nbytes, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert len(constants(load(tmp_path / "out.onnx").graph)) == 5
 
 
+def test_only_a_file_that_may_refer_to_data_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain model of gigabytes is replaced without being taken into memory."""
+    path = tmp_path / "model.onnx"
+    parsed: list[Path] = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (parsed.append(self), read(self))[1])
+    for previous in (b"", b"no model", b"no model, in no location", read(model().save(path).path)):
+        path.write_bytes(previous)
+        assert model(2.0).save(path).left_over == ()
+    assert len(parsed) == 1, "that with the word"
+    model(3.0, external=True).save(path)
+    model(4.0).save(path)
+    assert len(parsed) == 2
+    assert names(tmp_path) == ["model.onnx"]
+
+
 @pytest.mark.parametrize("value", [1, 5])
 def test_scratch_files(value: float, tmp_path: Path) -> None:
     """Read by this process only, so without the care."""
