@@ -403,10 +403,16 @@ print(saved.nbytes, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 def test_only_a_file_that_may_refer_to_data_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain model of gigabytes is replaced without being taken into memory."""
     path = tmp_path / "model.onnx"
+    plain = model().save(path).path.read_bytes()
     parsed: list[Path] = []
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (parsed.append(self), read(self))[1])
-    for previous in (b"", b"no model", b"no model, in no location", read(model().save(path).path)):
+
+    def read_bytes(path: Path) -> bytes:
+        parsed.append(path)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    for previous in (b"", b"no model", b"no model, in no location", plain):
         path.write_bytes(previous)
         assert model(2.0).save(path).left_over == ()
     assert len(parsed) == 1, "that with the word"
