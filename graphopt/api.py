@@ -16,6 +16,7 @@ from graphopt.base import Pass
 from graphopt.context import Context
 from graphopt.errors import ModelError, UsageError
 from graphopt.evaluate import Evaluator, Metric
+from graphopt.evaluate.drawn import drawn_samples
 from graphopt.model import Model
 from graphopt.observe import Observer
 from graphopt.pipeline import Pipeline
@@ -141,6 +142,8 @@ class _Run:
         if data is not None:
             optional = frozenset(original.graph.defaults)
             samples = open_samples(data, original.interface, seed=self.seed, optional=optional)
+            if samples.is_random:
+                samples = drawn_samples(original, seed=self.seed, threads=self.threads)
         context = self.context(original, samples)
         _refuse_unrunnable(original, context.evaluator)
         if self.metric is not None:

@@ -16,7 +16,6 @@ from graphopt.model import Interface, Model
 from graphopt.runtime.costs import figures_on
 from graphopt.runtime.session import open_session
 from graphopt.runtime.timing import Ratio
-from graphopt.samples.generated import example
 from graphopt.shapes import shapes_for
 
 
@@ -50,21 +49,23 @@ class Contract:
         self._context = context
         self._interface = original.interface
         self._strictest = _strictest_check(original)
-        self._feeds = next(iter(context.samples), None) if context.samples is not None else None
-        self._example = example(original) if context.samples is None else None
+        self._example = context.evaluator.example()
         self._scale = Scale(zstd_level)
         self._figures: dict[int, tuple[Model, Figures]] = {}
 
     def figures(self, model: Model) -> Figures:
-        """Return size and cost of a model, measured once; MACs are those of the first sample's shapes."""
+        """Return size and cost of a model, measured once; MACs are those of the first sample, or of made-up inputs."""
         if id(model) not in self._figures:
             self._figures = {id(model): (model, self._measure(model))}
         return self._figures[id(model)][1]
 
     def _measure(self, model: Model) -> Figures:
-        if self._feeds is not None:
-            return figures_on(model, self._feeds, scale=self._scale)
-        return figures(model, shapes_for(model, self._example), scale=self._scale)
+        try:
+            return figures_on(model, self._example, scale=self._scale)
+        except ModelError:
+            if self._context.samples is not None:
+                raise
+            return figures(model, shapes_for(model, self._example), scale=self._scale)  # made-up inputs need not run
 
     def judge(self, item: Pass, before: Model, after: Model) -> Verdict:
         """Check the result of one pass, the cheap clauses first."""

@@ -526,7 +526,7 @@ def random_samples(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What `random_samples` gives, for the test to fill; an exception is raised instead."""
     held: list[Any] = []
 
-    def draw(interface: Any, *, seed: int, count: int, optional: frozenset[str]) -> FakeSamples:
+    def draw(interface: Any, *, seed: int, count: int, optional: frozenset[str], growth: int) -> FakeSamples:
         for item in held:
             if isinstance(item, Exception):
                 raise item

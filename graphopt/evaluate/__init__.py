@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from graphopt.errors import ModelError, SampleError, UnjudgedError, UsageError
+from graphopt.errors import SampleError, UnjudgedError, UsageError
 from graphopt.evaluate.agreement import Agreement
 from graphopt.evaluate.answers import Answers, blaming_sample
 from graphopt.evaluate.chains import STEPS, as_one, run_chain
 from graphopt.evaluate.classes import class_scores
+from graphopt.evaluate.drawn import drawn_samples, runs
 from graphopt.evaluate.loss import Drop, Metric, agreement_drop, call_metric, metric_drop
 from graphopt.evaluate.sameness import Reference, Sameness, check_sameness
 from graphopt.model import Model
@@ -69,6 +69,7 @@ class Evaluator:
         self._answers = None if samples is None else Answers(samples, lambda: self._open(original))
         self._metric_before: float | None = None
         self._reference: Reference | None = None
+        self._made_up: Samples | None = None
 
     def open_original(self) -> None:
         """Prove that the original runs, on the first sample if there are any; `mismatch` needs it open in any case.
@@ -188,10 +189,19 @@ class Evaluator:
             return None
         if self._is_random:
             with self._open(before) as session:
-                probes = [feeds for feeds in probes if _runs(session, feeds)]
+                probes = [feeds for feeds in probes if runs(session.run, feeds)]
         if not probes:
             return None
         return reopened_ratio(lambda: self._open(before), lambda: self._open(after), probes, seconds=seconds)
+
+    def example(self) -> Feeds | None:
+        """Return one input: the first sample, or a made-up one; None if none can be made."""
+        if self._samples is not None:
+            return next(iter(self._samples), None)
+        try:
+            return next(iter(self._drawn()))
+        except SampleError:
+            return None
 
     def close(self) -> None:
         """Free what is kept of the original; everything still works afterwards, only slower."""
@@ -207,19 +217,22 @@ class Evaluator:
         """Return a few inputs, evenly spaced over the samples."""
         if self._samples is not None and len(self._samples) > 0:
             return list(self._samples.take(count))
-        from graphopt.samples import random_samples
+        return list(self._drawn().take(count_random))
 
-        optional = frozenset(self._original.graph.defaults)
-        return list(random_samples(self._original.interface, seed=self._seed, count=count_random, optional=optional))
+    def _drawn(self) -> Samples:
+        """Return made-up inputs, of which those of the first call are kept.
+
+        Raises:
+            SampleError: None can be made.
+        """
+        if self._made_up is None:
+            reference = self._reference
+            run = reference.run if reference is not None and reference.model is self._original else None
+            self._made_up = drawn_samples(
+                self._original, run, seed=self._seed, count=_TIMED_RANDOM, threads=self._threads
+            )
+        return self._made_up
 
     def _open(self, model: Model) -> Session:
         provider = self._target.provider if self._target.provider in available_providers() else CPU
         return open_session(model, provider=provider, threads=self._threads)
-
-
-def _runs(session: Session, feeds: Mapping[str, Any]) -> bool:
-    try:
-        session.run(feeds)
-    except ModelError:
-        return False
-    return True

@@ -15,10 +15,11 @@ from graphopt.samples.stream import Samples
 
 _SIZE = 16  # of an open dimension
 _IMAGE_SIZE = 64  # of an open dimension of an image; five halvings leave 2
+_LARGEST_IMAGE = 512
 
 
 def random_samples(
-    interface: Interface, *, seed: int = 0, count: int = 8, optional: frozenset[str] = frozenset()
+    interface: Interface, *, seed: int = 0, count: int = 8, optional: frozenset[str] = frozenset(), growth: int = 1
 ) -> Samples:
     """Return made-up samples: floats are standard normal, integers and booleans 0 or 1, strings "a".
 
@@ -30,19 +31,21 @@ def random_samples(
         seed: Root of the randomness; sample number and input name make a stream of their own.
         count: Number of samples.
         optional: Inputs to leave out: they have a value already.
+        growth: By how much sizes of open dimensions but batches are multiplied; images end at 512.
 
     Raises:
         SampleError: An input is no tensor or does not state how many axes it has.
     """
     specs = [spec for spec in interface.inputs if spec.name not in optional]
-    return Samples(RandomReader(specs, seed, count), Fit(interface, optional), "random", is_random=True)
+    return Samples(RandomReader(specs, seed, count, growth), Fit(interface, optional), "random", is_random=True)
 
 
 class RandomReader:
     """Samples that are made when they are read, the same each time."""
 
-    def __init__(self, specs: Sequence[TensorSpec], seed: int, count: int) -> None:
-        self._types = {spec.name: (_dtype(spec), shape) for spec, shape in zip(specs, _shapes(specs), strict=True)}
+    def __init__(self, specs: Sequence[TensorSpec], seed: int, count: int, growth: int) -> None:
+        shapes = _shapes(specs, growth)
+        self._types = {spec.name: (_dtype(spec), shape) for spec, shape in zip(specs, shapes, strict=True)}
         self._seed = seed
         self._count = count
 
@@ -69,22 +72,23 @@ def _dtype(spec: TensorSpec) -> np.dtype:
     return spec.dtype
 
 
-def _shapes(specs: Sequence[TensorSpec]) -> list[tuple[int, ...]]:
+def _shapes(specs: Sequence[TensorSpec], growth: int) -> list[tuple[int, ...]]:
     """Choose sizes; a symbol that is a first axis anywhere is a batch everywhere."""
     sizes: dict[str, int] = {}
     for spec in specs:
         for axis, size in enumerate(spec.shape or ()):
             if isinstance(size, str) and names_a_size(size) and (axis == 0 or "batch" in size.lower()):
                 sizes[size] = 1
-    return [_shape(spec, sizes) for spec in specs]
+    return [_shape(spec, sizes, growth) for spec in specs]
 
 
-def _shape(spec: TensorSpec, sizes: dict[str, int]) -> tuple[int, ...]:
+def _shape(spec: TensorSpec, sizes: dict[str, int], growth: int) -> tuple[int, ...]:
     shape = []
+    image, other = min(_IMAGE_SIZE * growth, _LARGEST_IMAGE), _SIZE * growth
     wanted = spec.shape or ()
     is_image = len(wanted) == 4 and spec.dtype is not None and spec.dtype.kind == "f"
     for axis, size in enumerate(wanted):
-        choice = 1 if axis == 0 else _IMAGE_SIZE if is_image and axis > 1 else _SIZE
+        choice = 1 if axis == 0 else image if is_image and axis > 1 else other
         if isinstance(size, int) and is_fixed(size):
             choice = size
         elif isinstance(size, str) and names_a_size(size):
