@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from graphopt import __version__
-from graphopt.command import Fraction, MainCommand, MainGroup, reports_errors
+from graphopt.command import Fraction, MainCommand, MainGroup, Number, reports_errors
+from graphopt.commands import TARGET_HELP
 from graphopt.commands import bench as bench_command
 from graphopt.commands import inspect as inspect_command
 from graphopt.commands import passes as passes_command
@@ -38,14 +39,13 @@ Exit status:
   1  the model or the samples cannot be used, or with --strict a pass failed; nothing was written
   2  wrong usage; nothing was written
 """
-_SEED, _THREADS = click.IntRange(min=0), click.IntRange(1, 1024)
 _version = click.version_option(__version__, prog_name="graphopt", message="%(prog)s %(version)s")
 
 
 @click.command(cls=MainCommand, epilog=_EPILOG)
 @click.argument("model", type=_PATH)
 @click.argument("extra", nargs=-1, metavar="")
-@click.option("-p", "--passes", multiple=True, metavar="PASS[:OPTION=VALUE...][,PASS...]", help="Passes, in order.")
+@click.option("-p", "--passes", multiple=True, metavar="PASS[:OPTION=VALUE...][,PASS...]", help="What to do, in order.")
 @click.option("-o", "--output", type=_PATH, metavar="FILE", help="Result.  [default: MODEL.opt.onnx beside the input]")
 @click.option("--in-place", is_flag=True, help="Replace the input by the result.")
 @click.option(
@@ -57,9 +57,9 @@ _version = click.version_option(__version__, prog_name="graphopt", message="%(pr
 @click.option(
     "--max-drop", type=Fraction(), metavar="LOSS", default="1%", show_default=True, help="Largest loss, as 1% or 0.01."
 )
-@click.option("--target", default="cpu", show_default=True, metavar="NAME", help="Where the result will run.")
-@click.option("--seed", type=_SEED, metavar="N", default=0, show_default=True, help="Root of all randomness.")
-@click.option("--threads", type=_THREADS, metavar="N", default=1, show_default=True, help="Threads to run with.")
+@click.option("--target", default="cpu", show_default=True, metavar="NAME", help=TARGET_HELP)
+@click.option("--seed", type=Number(0), metavar="N", default=0, show_default=True, help="Root of all randomness.")
+@click.option("--threads", type=Number(1, 1024), metavar="N", default=1, show_default=True, help="Threads to run with.")
 @click.option("--no-benchmark", is_flag=True, help="Do not measure latency.")
 @click.option("--strict", is_flag=True, help="Fail when a pass is rolled back.")
 @click.option("--report", type=_PATH, metavar="FILE.json", help="Write everything that was measured as JSON.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
-from graphopt.errors import GraphoptError, UsageError
+from graphopt.errors import GraphoptError, RegistryError, UsageError
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
@@ -78,10 +79,21 @@ class MainCommand(click.Command):
         return ["MODEL", "-p", "PASS[:OPTION=VALUE...][,PASS...]", "[OPTIONS]"]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, then the subcommands."""
+        """Write the options, then the passes and the subcommands."""
         super().format_options(ctx, formatter)
+        with formatter.section("Passes"):
+            formatter.write_text(_known_passes())
         if ctx.parent is not None and isinstance(ctx.parent.command, click.Group):
             ctx.parent.command.format_commands(ctx.parent, formatter)
+
+
+def _known_passes() -> str:
+    from graphopt.registry import available
+
+    try:
+        return f"{', '.join(available())}; graphopt passes tells about them"
+    except RegistryError as error:  # of a plugin: no reason to withhold the help
+        return str(error)
 
 
 class MainGroup(click.Group):
@@ -108,6 +120,35 @@ if TYPE_CHECKING:
     FloatType = click.ParamType[float]
 else:
     FloatType = click.ParamType  # older versions of click have it without a parameter
+
+
+class Number(FloatType):
+    """A number within bounds, which click's own types show as ``1<=x<=1024``.
+
+    Args:
+        low: Smallest that is allowed.
+        high: Largest; None: there is no limit.
+        whole: Whether it must be a whole number.
+    """
+
+    name = "number"
+
+    def __init__(self, low: float, high: float | None = None, *, whole: bool = True) -> None:
+        self.low = low
+        self.high = math.inf if high is None else high
+        self.whole = whole
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        try:
+            number = int(value) if self.whole else float(value)
+        except ValueError:
+            number = math.nan
+        if not self.low <= number <= self.high:
+            kind = "a whole number" if self.whole else "a number"
+            bounds = f"of {self.low} or more" if math.isinf(self.high) else f"from {self.low} to {self.high}"
+            self.fail(f"'{value}' is not allowed; write {kind} {bounds}", param, ctx)
+        return number
 
 
 class Fraction(FloatType):

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from graphopt.command import reports_errors
+from graphopt.command import Number, reports_errors
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
     from graphopt.inspection import Figure
     from graphopt.model import Model
 
+TARGET_HELP = "Where it will run: cpu (this machine's), cpu-avx2, cpu-avx512, cpu-vnni, cuda, tensorrt or openvino."
 _FILE = click.Path(path_type=Path)
 
 
@@ -45,9 +46,9 @@ def passes(name: str | None) -> None:
 )
 @click.option("--data", metavar="SAMPLES", help="Inputs to run on, as for the main command.  [default: random]")
 @click.option("--sort", "by", type=click.Choice(["time", "macs", "parameters", "bytes"]), help="Order of the nodes.")
-@click.option("--top", type=click.IntRange(0), default=15, show_default=True, metavar="N", help="Nodes; 0 for all.")
+@click.option("--top", type=Number(0), default=15, show_default=True, metavar="N", help="Nodes; 0 for all.")
 @click.option("--no-run", is_flag=True, help="Only read the model: no times.")
-@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N", help="Threads.")
+@click.option("--threads", type=Number(1, 1024), default=1, show_default=True, metavar="N", help="Threads.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every node.")
 @reports_errors
 def inspect(
@@ -83,10 +84,12 @@ def inspect(
 @click.argument("before", type=_FILE)
 @click.argument("after", type=_FILE)
 @click.option("--data", default="random", show_default=True, metavar="SAMPLES", help="Inputs, as for the main command.")
-@click.option("--target", default="cpu", show_default=True, metavar="NAME", help="Where to run.")
-@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N", help="Threads.")
-@click.option("--seconds", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, metavar="S", help="Time.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of random inputs.")
+@click.option("--target", default="cpu", show_default=True, metavar="NAME", help=TARGET_HELP)
+@click.option("--threads", type=Number(1, 1024), default=1, show_default=True, metavar="N", help="Threads.")
+@click.option(
+    "--seconds", type=Number(0.1, 600, whole=False), default=5.0, show_default=True, metavar="S", help="Time."
+)
+@click.option("--seed", type=Number(0), default=0, show_default=True, metavar="N", help="Of random inputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reports_errors
 def bench(
@@ -96,6 +99,7 @@ def bench(
     import json
 
     from graphopt.evaluate import Evaluator
+    from graphopt.evaluate.drawn import drawn_samples
     from graphopt.reader import load
     from graphopt.report import Timing
     from graphopt.report.encode import timing_json
@@ -107,6 +111,8 @@ def bench(
     first, second = load(before), load(after)
     _check_same_inputs(first, second)
     samples = open_samples(data, first.interface, seed=seed, optional=frozenset(first.graph.defaults))
+    if samples.is_random:
+        samples = drawn_samples(first, seed=seed, threads=threads)
     evaluator = Evaluator(first, chosen, samples=samples, seed=seed, threads=threads)
     ratio = evaluator.latency(first, second, seconds=seconds)
     if ratio is None:

@@ -21,8 +21,11 @@ from graphopt import __version__, registry
 from graphopt.base import Pass, PassReport, Skip
 from graphopt.cli import main
 from graphopt.context import Context
+from graphopt.errors import RegistryError
 from graphopt.ir.clean import disconnect
 from graphopt.model import Model
+from graphopt.registry import BUILTIN
+from graphopt.targets import target_names
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -538,6 +541,43 @@ def test_help(args: list[str]) -> None:
     assert result.stdout.startswith("Usage: graphopt MODEL -p PASS[:OPTION=VALUE...][,PASS...] [OPTIONS]\n")
     for text in ("--max-drop", "passes ", "Examples:", "graphopt model.onnx -p fold,share", "Exit status:"):
         assert text in result.stdout
+
+
+def test_help_names_what_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = " ".join(graphopt("--help").stdout.split()).replace("- ", "-")  # names are wrapped at hyphens
+    for name in (*target_names(), *BUILTIN):
+        assert name in text
+    assert "x>=" not in text
+    assert "<=x<=" not in text
+
+    def two_claim_it() -> None:
+        raise RegistryError("pass 'a' is claimed by b and by c")
+
+    monkeypatch.setattr("graphopt.registry.available", two_claim_it)
+    result = graphopt("--help")
+    assert result.exit_code == 0
+    assert "pass 'a' is claimed by b and by c" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--threads", "0"), "'--threads': '0' is not allowed; write a whole number from 1 to 1024"),
+        (("--threads", "1.5"), "'--threads': '1.5' is not allowed; write a whole number from 1 to 1024"),
+        (("--seed", "-1"), "'--seed': '-1' is not allowed; write a whole number of 0 or more"),
+    ],
+)
+def test_numbers_out_of_bounds(folder: Path, args: tuple[str, ...], message: str) -> None:
+    result = quick("-p", "tidy", *args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "soon"])
+def test_seconds_out_of_bounds(folder: Path, seconds: str) -> None:
+    result = graphopt("bench", "m.onnx", "m.onnx", "--seconds", seconds)
+    assert result.exit_code == 2
+    assert f"'{seconds}' is not allowed; write a number from 0.1 to 600" in result.stderr
 
 
 def test_version() -> None:
