@@ -24,7 +24,6 @@ from graphopt.context import Context
 from graphopt.errors import RegistryError
 from graphopt.ir.clean import disconnect
 from graphopt.model import Model
-from graphopt.registry import BUILTIN
 from graphopt.targets import target_names
 
 TEXT = """
@@ -545,7 +544,7 @@ def test_help(args: list[str]) -> None:
 
 def test_help_names_what_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     text = " ".join(graphopt("--help").stdout.split()).replace("- ", "-")  # names are wrapped at hyphens
-    for name in (*target_names(), *BUILTIN):
+    for name in (*target_names(), *registry.available()):
         assert name in text
     assert "x>=" not in text
     assert "<=x<=" not in text
