@@ -159,6 +159,17 @@ class Edits(View):
                 self._root_of[id(scope)] = self._root_of[id(graph)]
         return moved
 
+    def drop_output(self, graph: gs.Graph, position: int) -> None:
+        """Take an output off a body; what made it stays."""
+        tensor = graph.outputs.pop(position)
+        rest = [other for other in graph.outputs if other is tensor]
+        if rest:
+            self._results[id(tensor)] = rest
+        else:
+            self._results.pop(id(tensor), None)
+        self._edited = True
+        self.touch(tensor.inputs)
+
     def _names_in(self, graph: gs.Graph) -> set[str]:
         """Return what a graph defines, or did since `refresh`: collected once, for many may move in."""
         if id(graph) not in self._defined:

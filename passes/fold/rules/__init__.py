@@ -13,6 +13,7 @@ from graphopt.passes.fold.rules.layer_norm import LayerNorm
 from graphopt.passes.fold.rules.leading_ones import LeadingOnes
 from graphopt.passes.fold.rules.lift_constant import LiftConstant
 from graphopt.passes.fold.rules.lift_transpose import LiftTranspose
+from graphopt.passes.fold.rules.loop_invariant import LoopInvariant
 from graphopt.passes.fold.rules.merge_arithmetic import MergeArithmetic
 from graphopt.passes.fold.rules.merge_concats import MergeConcats
 from graphopt.passes.fold.rules.merge_reshapes import MergeReshapes
@@ -42,6 +43,7 @@ RULES: tuple[Rule, ...] = (
     InlineIf(),
     OnlyBranch(),
     InlineLoop(),
+    LoopInvariant(),
     ShapeValue(),
     ScalarRange(),
     NoOp(),
