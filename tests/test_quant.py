@@ -14,6 +14,7 @@ from graphopt.errors import UsageError
 from graphopt.ir.graph import constants, walk_nodes
 from graphopt.model import Model
 from graphopt.passes.quant.fit import fit_weights
+from graphopt.passes.quant.opset import operative_part, raised
 from graphopt.passes.quant.ranges import affine, choose_range, squared_error
 from graphopt.passes.quant.store import WeightStore
 from graphopt.passes.quant.units import find_units
@@ -253,6 +254,25 @@ def test_what_would_make_the_file_larger_is_not_offered() -> None:
     assert step.outcome == "unchanged"
     assert len(step.report.notes) == 1, "nothing came of the conversion to another opset: no word about it"
     assert "the file would grow" in step.report.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "why"), [("y = Unheard(x)", "Unheard"), ("y = Scan(x, x)", "Unsupported conversion to opset 9")]
+)
+def test_a_conversion_that_fails_is_told_in_one_clean_line(nodes: str, why: str) -> None:
+    model = build(f'<ir_version: 4, opset_import: ["" : 8]> g (float[1, 4] x) => (float[1, 4] y) {{ {nodes} }}')
+    same, note = raised(model)
+    assert same is model
+    assert note.startswith("opset 8 was kept: the converter failed (")
+    assert why in note
+    assert "/" not in note
+    assert "%" not in note
+
+
+def test_a_version_that_the_converter_does_not_take_is_told_without_its_source() -> None:
+    said = "/project/onnx/version_converter/convert.h:96: assertInVersionRange: Assertion `version >= first` failed: "
+    error = RuntimeError(f"{said}Warning: invalid version (must be between 1 and 26)")
+    assert operative_part(error) == "invalid version (must be between 1 and 26)"
 
 
 def test_a_weight_that_two_layers_share_is_stored_once() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx
 from onnx import version_converter
 
@@ -14,7 +16,15 @@ from graphopt.shapes import infer_shapes
 PER_CHANNEL, PER_TENSOR = 13, 10  # first opset whose DequantizeLinear has an axis, and that has one at all
 AT_RUN_TIME = 11  # first opset with DynamicQuantizeLinear
 WANTED = 17
-_REFUSALS = (onnx.version_converter.ConvertError, RuntimeError, ValueError, onnx.checker.ValidationError)
+_REFUSALS = (
+    version_converter.ConvertError,
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    ValueError,
+)
+_PLACE = re.compile(r"\S+:\d+: \w+: Assertion `.*?` failed: (?:Warning: )?")  # in the converter's source
+_UNKNOWN = re.compile(rf"Op '%s' has no registered schema; .*%lld\.(.+?)\d{{1,2}}{WANTED}")  # values follow the text
 
 
 def raised(model: Model) -> tuple[Model, str]:
@@ -32,7 +42,7 @@ def raised(model: Model) -> tuple[Model, str]:
         before_proto = model.to_proto()
         proto = version_converter.convert_version(before_proto, WANTED)
     except _REFUSALS as error:
-        return model, f"opset {before} was kept: the converter failed ({_first_line(error)})"
+        return model, f"opset {before} was kept: the converter failed ({operative_part(error)})"
     _restate(proto, before_proto)
     converted = Model.from_proto(proto, model.path)
     converted.residue = model.residue
@@ -56,5 +66,10 @@ def _restate(proto: onnx.ModelProto, before: onnx.ModelProto) -> None:
             infos.extend(stated)
 
 
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+def operative_part(error: Exception) -> str:
+    """Return what the converter's error says, in one line without places in its source."""
+    text = _PLACE.sub("", " ".join(str(error).split()))
+    unknown = _UNKNOWN.fullmatch(text)
+    if unknown:
+        return f"it knows no operator {unknown[1]}"
+    return text[:120] or type(error).__name__
