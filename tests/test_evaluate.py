@@ -391,7 +391,7 @@ def test_a_sample_that_the_original_does_not_run_on_is_named() -> None:
 
 
 def test_agreement_with_random_outputs_tells_nothing() -> None:
-    model = build("g (float[n, 8] x) => (float[n, 8] y) { r = RandomNormalLike(x) y = Add(x, r) }")
+    model = build("g (float[n, 8] x) => (float[n, 8] y) { p = Sigmoid(x) y = Bernoulli(p) }")
     judge = evaluator(model, FakeSamples(normal(2)))
     for _ in range(2):
         with pytest.raises(UnjudgedError, match="every time it runs"):
@@ -578,8 +578,8 @@ def test_no_random_inputs_can_be_made(random_samples: list[Any]) -> None:
 
 
 def test_a_model_that_differs_from_itself_cannot_be_verified() -> None:
-    model = build("g (float[n, 8] x) => (float[n, 8] y) { r = RandomNormalLike(x) y = Add(x, r) }")
-    other = build("g (float[n, 8] x) => (float[n, 8] y) { r = RandomNormalLike(x) y = Sub(x, r) }")
+    model = build("g (float[n, 8] x) => (float[n, 8] y) { p = Sigmoid(x) r = Bernoulli(p) y = Add(x, r) }")
+    other = build("g (float[n, 8] x) => (float[n, 8] y) { p = Sigmoid(x) r = Bernoulli(p) y = Sub(x, r) }")
     same = evaluator(model, FakeSamples(normal(2))).mismatch(model, other)
     assert same.equal is None
     assert "every time it runs" in same.detail

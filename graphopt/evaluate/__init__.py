@@ -12,6 +12,7 @@ from graphopt.evaluate.answers import Answers, blaming_sample
 from graphopt.evaluate.chains import STEPS, as_one, run_chain
 from graphopt.evaluate.classes import class_scores
 from graphopt.evaluate.drawn import drawn_samples, runs
+from graphopt.evaluate.fixed import with_fixed_numbers
 from graphopt.evaluate.loss import Drop, Metric, agreement_drop, call_metric, metric_drop
 from graphopt.evaluate.sameness import Reference, Sameness, check_sameness
 from graphopt.model import Model
@@ -33,7 +34,8 @@ class Evaluator:
     """Measures models against the original, on the same samples and the same runtime.
 
     `drop` and `latency` run models as the user will: on the target's execution provider where it is installed (else on
-    the CPU), with the optimizations of ONNX Runtime. `mismatch` runs them without, to compare what the files say.
+    the CPU), with the optimizations of ONNX Runtime. `mismatch` runs them without, to compare what the files say. Where
+    outputs are compared, random numbers are held fixed, see `graphopt.evaluate.fixed`.
 
     Memory is bounded by the models and one sample with its outputs.
 
@@ -66,7 +68,7 @@ class Evaluator:
         self._threads = threads
         self._progress = progress if progress is not None else SilentProgress()
         self._scores = class_scores(original)
-        self._answers = None if samples is None else Answers(samples, lambda: self._open(original))
+        self._answers = None if samples is None else Answers(samples, lambda: self._open_fixed(original))
         self._metric_before: float | None = None
         self._reference: Reference | None = None
         self._made_up: Samples | None = None
@@ -104,7 +106,7 @@ class Evaluator:
         if self._samples is None or self._answers is None or len(self._samples) == 0:
             return None
         agreement = Agreement(self._scores, self._seed)
-        with self._open(model) as session:
+        with self._open_fixed(model) as session:
             for chain, expected in self._progress.track(self._answers, "judge", len(self._answers)):
                 found = run_chain(session.run, chain[: len(expected)], self._answers.states)
                 agreement.add(as_one(expected), as_one(found))
@@ -114,7 +116,9 @@ class Evaluator:
                 "judged on them"
             )
         drop = agreement_drop(agreement.losses(), len(self._samples), self._samples.is_random)
-        return replace(drop, steps=STEPS, states=self._answers.states) if self._answers.states else drop
+        steps = STEPS if self._answers.states else 1
+        fixed = with_fixed_numbers(self._original) is not self._original
+        return replace(drop, steps=steps, states=self._answers.states, fixed=fixed)
 
     def metric_of_original(self) -> float:
         """Return the metric of the original, measured once.
@@ -232,6 +236,9 @@ class Evaluator:
                 self._original, run, seed=self._seed, count=_TIMED_RANDOM, threads=self._threads
             )
         return self._made_up
+
+    def _open_fixed(self, model: Model) -> Session:
+        return self._open(with_fixed_numbers(model))
 
     def _open(self, model: Model) -> Session:
         provider = self._target.provider if self._target.provider in available_providers() else CPU

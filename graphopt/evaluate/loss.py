@@ -9,6 +9,7 @@ from typing import Any
 
 from graphopt.errors import GraphoptError, UsageError
 from graphopt.evaluate.agreement import Loss
+from graphopt.evaluate.fixed import FIXED_NUMBERS
 
 Metric = Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], float]
 """``metric(run)`` runs a model as often as it likes by ``run(feeds) -> outputs`` and returns how good it is."""
@@ -33,6 +34,7 @@ class Drop:
         established: The part of `value` that may be held against the model; `value` if None. See `within`.
         steps: How many steps each sample was run, where the model hands on a state.
         states: Inputs that are states, each with the output that was handed on.
+        fixed: Whether random numbers that the models draw were held fixed.
     """
 
     value: float
@@ -45,6 +47,7 @@ class Drop:
     established: float | None = None
     steps: int = 1
     states: Mapping[str, str] = field(default_factory=dict)
+    fixed: bool = False
 
     def describe(self) -> str:
         """Return what it was judged by, in words, for the report."""
@@ -56,10 +59,10 @@ class Drop:
         """Return what agreement rests on, in words."""
         noun = "random input" if self.random else "sample"
         text = f"{self.samples} {noun}{'' if self.samples == 1 else 's'}"
-        if not self.states:
-            return text
-        handed = ", ".join(f"'{output}' handed on as '{name}'" for name, output in self.states.items())
-        return f"{text} in chains of {self.steps} steps, {handed}"
+        if self.states:
+            handed = ", ".join(f"'{output}' handed on as '{name}'" for name, output in self.states.items())
+            text += f" in chains of {self.steps} steps, {handed}"
+        return f"{text}, {FIXED_NUMBERS}" if self.fixed else text
 
     def compare(self, limit: float) -> str:
         """Return the loss beside a limit that it exceeds, with as many digits as tell them apart."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.errors import ModelError
+from graphopt.evaluate.fixed import FIXED_NUMBERS, with_fixed_numbers
 from graphopt.evaluate.noise import Noise
 from graphopt.model import Model
 from graphopt.runtime.compare import ANYTHING, Distance, difference, leaves
@@ -41,7 +42,7 @@ class Sameness:
 
 
 class Reference:
-    """A model that others are compared with; opened once, and run once on each of a few inputs.
+    """A model that others are compared with, random numbers held fixed; opened once, run once on each of a few inputs.
 
     Args:
         model: Must not be edited afterwards.
@@ -51,11 +52,17 @@ class Reference:
     def __init__(self, model: Model, threads: int) -> None:
         self.model = model
         self.threads = threads
-        self.noise = Noise(model, threads)
+        self._fixed = with_fixed_numbers(model)
+        self.noise = Noise(self._fixed, threads)
         self.steady = False  # whether it is known to give the same outputs every time; asked only if others differ
         self._session: Session | None = None
         self._outputs: dict[int, Outputs] = {}
         self._nbytes = 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, which are held fixed."""
+        return self._fixed is not self.model
 
     def open(self) -> None:
         """Open it without optimizations, or with them: models exist that run only so.
@@ -66,9 +73,9 @@ class Reference:
         if self._session is not None:
             return
         try:
-            self._session = open_session(self.model, threads=self.threads, optimize=False)
+            self._session = open_session(self._fixed, threads=self.threads, optimize=False)
         except ModelError:
-            self._session = open_session(self.model, threads=self.threads, optimize=True)
+            self._session = open_session(self._fixed, threads=self.threads, optimize=True)
 
     def run(self, feeds: Mapping[str, Any], number: int | None = None) -> Outputs:
         """Run it, or return what came of it before.
@@ -121,7 +128,7 @@ def check_sameness(
     except ModelError as error:
         return Sameness(None, f"the model does not run before the pass: {error}", random=random)
     after.open()
-    compared, notes = 0, dict[str, None]()
+    compared, notes = 0, dict.fromkeys((FIXED_NUMBERS,) if before.draws else ())
     for number, feeds in enumerate(probes):
         try:
             expected = before.run(feeds, number)

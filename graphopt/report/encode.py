@@ -117,6 +117,7 @@ def _drop(drop: Drop | None) -> dict[str, Any] | None:
         "random": bool(drop.random),
         "steps": int(drop.steps),
         "states": dict(drop.states),
+        "fixed": bool(drop.fixed),
     }
 
 
