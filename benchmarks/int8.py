@@ -2,12 +2,14 @@
 
     python -m benchmarks.int8 make FOLDER RESULTS [--only GLOB] [--tool GLOB] [--python PEERS] [--evaluator NAME=X]
     python -m benchmarks.int8 time FOLDER RESULTS [--only GLOB] [--seconds N]
+    python -m benchmarks.int8 race FOLDER RESULTS [--only GLOB] [--rounds N] [--python PEERS]
     python -m benchmarks.int8 table RESULTS [--markdown FILE]
 
 FOLDER is laid out as for `benchmarks.zoo`; models without samples or evaluator are left out. ``make`` runs every tool
 in a process of its own, with one thread, and keeps model and figures in RESULTS; what is there is not made again.
-``time`` measures latencies, in interleaved pairs in one process, in processor time; ``table`` prints what was found,
-and on which models the best peer is not reached.
+``time`` measures latencies, in interleaved pairs in one process, in processor time; ``race`` times whole runs of
+quant beside the peer's with entropy calibration, in turn; ``table`` prints what was found, and on which models the best
+peer is not reached.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from pathlib import Path
 import click
 
 from benchmarks.cpu_timing import paired_cpu_ratio
+from benchmarks.int8_race import race, write
 from benchmarks.int8_table import render
-from benchmarks.int8_tools import CALIBRATION, OURS, Outcome, Speed, best_peer, command, conversions, tools
+from benchmarks.int8_tools import CALIBRATION, OURS, RACE, Outcome, Speed, best_peer, command, conversions, tools
 from benchmarks.process import Run, measure
 from benchmarks.zoo import find_evaluator, find_samples, metric_of
 from graphopt.errors import GraphoptError
@@ -88,6 +91,19 @@ def time_(folder: Path, results: Path, only: str, seconds: float) -> None:
         }
         (results / name / "latency.json").write_text(json.dumps(figures, indent=1) + "\n")
         click.echo(f"{name}: {figures}", err=True)
+
+
+@main.command("race")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("results", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--only", default="*", help="Glob of model names.")
+@click.option("--rounds", default=3, show_default=True, help="Runs of each tool.")
+@click.option("--python", "peers", default=sys.executable, help="Interpreter that has the peers installed.")
+def race_(folder: Path, results: Path, only: str, rounds: int, peers: str) -> None:
+    """Time whole runs, in turn, and keep the times in RESULTS."""
+    for model, samples, _ in _models(folder, only, {}):
+        (results / model.stem).mkdir(parents=True, exist_ok=True)
+        write(race(model, samples, peers, rounds), results / model.stem / RACE)
 
 
 @main.command()

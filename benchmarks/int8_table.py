@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.int8_tools import CALIBRATION, OURS, Outcome, Speed
+from benchmarks.int8_race import read as read_race
+from benchmarks.int8_race import rows as race_rows
+from benchmarks.int8_tools import CALIBRATION, OURS, RACE, Outcome, Speed
 
 Read = Callable[[Path], dict[str, Outcome]]
 _SLACK_SECONDS, _FACTOR, _EXTRA_BYTES = 2.0, 1.5, 400e6  # what calibration may take beyond plain inference
 
 
 def render(folders: Mapping[str, Path], read: Read) -> str:
-    """Return three tables in Markdown: who reaches the best peer, all results, and what calibration takes.
+    """Return four tables in Markdown: who reaches the best peer, all results, what calibration and whole runs take.
 
     Args:
         folders: Where results are kept, by model.
@@ -22,6 +24,7 @@ def render(folders: Mapping[str, Path], read: Read) -> str:
     """
     found = {name: (read(folder), _latency(folder)) for name, folder in folders.items()}
     calibrations = {name: _json(folder / f"{CALIBRATION}.json") for name, folder in folders.items()}
+    races = {name: read_race(folder / RACE) for name, folder in folders.items() if (folder / RACE).exists()}
     return "\n".join(
         (
             *_bars(found),
@@ -29,6 +32,8 @@ def render(folders: Mapping[str, Path], read: Read) -> str:
             *_results(found),
             "",
             *_calibrations({name: figures for name, figures in calibrations.items() if figures is not None}),
+            "",
+            *race_rows(races),
         )
     )
 

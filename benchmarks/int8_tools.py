@@ -12,10 +12,11 @@ import onnx
 
 from graphopt.targets import get_target
 
-OURS = "graphopt"
+OURS, ENTROPY = "graphopt", "ORT entropy"
 CALIBRATION = "calibration"  # not a tool: the worker that times the observation of samples
+RACE = "race.json"  # what `benchmarks.int8_race` found
 _PEERS = Path(__file__).with_name("int8_peers.py")
-_ENTROPY = frozenset({"efficientnet_lite0", "magika", "mnist_mlp"})  # elsewhere it takes minutes or gigabytes
+_QUICK_ENTROPY = frozenset({"efficientnet_lite0", "magika", "mnist_mlp"})  # elsewhere it takes minutes or gigabytes
 _SCORES = ("top1", "acc", "f1", "mrr", "auc", "char_acc")  # what a tool is judged by: the first that there is
 _POINT = 0.01  # loss up to which the fastest peer counts as the best
 
@@ -89,14 +90,14 @@ def command(tool: str, peers: str, model: Path, output: Path, samples: Path) -> 
         passes = "fold,share,quant" + (f":mode={mode}" if mode else "")
         report = ("--report", output.with_suffix(".report.json"))
         return (sys.executable, "-m", "graphopt", model, "-p", passes, "--data", samples, "-q", "-o", output, *report)
-    form = {"ORT static": "minmax", "ORT static, 7 bits": "minmax", "ORT entropy": "entropy", "ORT dynamic": "dynamic"}
+    form = {"ORT static": "minmax", "ORT static, 7 bits": "minmax", ENTROPY: "entropy", "ORT dynamic": "dynamic"}
     seven = ("--seven-bits",) if tool.endswith("7 bits") else ()
     return (peers, _PEERS, form[tool], model, output, samples, *seven)
 
 
 def tools(model: str) -> tuple[str, ...]:
     """Return the names of the tools that are tried on a model."""
-    entropy = ("ORT entropy",) if model in _ENTROPY else ()
+    entropy = (ENTROPY,) if model in _QUICK_ENTROPY else ()
     return (
         OURS,
         f"{OURS} static",
