@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphopt.evaluate.fixed import with_fixed_numbers
 from graphopt.model import Model
 from graphopt.runtime.compare import leaves
 from graphopt.runtime.session import Outputs, open_session
@@ -20,7 +21,7 @@ class OutputError:
 
     def __init__(self, original: Model, samples: Samples) -> None:
         self._feeds: list[Feeds] = list(samples)
-        with open_session(original) as session:
+        with open_session(with_fixed_numbers(original)) as session:
             self._wanted: list[Outputs] = [session.run(feeds) for feeds in self._feeds]
 
     def __call__(self, model: Model) -> float:
@@ -30,7 +31,7 @@ class OutputError:
             ModelError: The model does not run.
         """
         sums: dict[str, np.ndarray] = {}
-        with open_session(model) as session:
+        with open_session(with_fixed_numbers(model)) as session:
             for feeds, wanted in zip(self._feeds, self._wanted, strict=True):
                 found = dict(leaves(session.run(feeds)))
                 for name, expected in leaves(wanted):

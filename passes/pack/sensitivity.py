@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from graphopt.evaluate.chains import chains, run_chain
+from graphopt.evaluate.fixed import with_fixed_numbers
 from graphopt.evaluate.states import states
 from graphopt.model import Model
 from graphopt.runtime.compare import leaves, sums
@@ -34,7 +35,7 @@ class OutputLoss:
         elements = sum(np.size(value) for value in next(iter(samples)).values())
         least, most = _JUDGED
         taken = samples.take(min(max(_ELEMENTS // max(elements, 1), least), most))
-        with open_session(model) as session:
+        with open_session(with_fixed_numbers(model)) as session:
             first = next(iter(taken))
             self.states = states(first, session.run(first))
             self._chains = [chain for _, chain in chains(taken)] if self.states else [[feeds] for feeds in taken]
@@ -50,7 +51,7 @@ class OutputLoss:
         return max(self._errors(model), default=0.0)
 
     def _errors(self, model: Model) -> list[float]:
-        with open_session(model) as session:
+        with open_session(with_fixed_numbers(model)) as session:
             return _errors(self._expected, self._outputs(session))
 
     def _outputs(self, session: Session) -> Iterator[Outputs]:
