@@ -14,6 +14,7 @@ from graphopt.model import Model
 from graphopt.passes.quant.accounting import account, summary
 from graphopt.passes.quant.calibrate import Calibration, calibrate
 from graphopt.passes.quant.errors import OutputError, hardest
+from graphopt.passes.quant.frames import as_products
 from graphopt.passes.quant.judged import Judged
 from graphopt.passes.quant.opset import AT_RUN_TIME, PER_TENSOR, raised
 from graphopt.passes.quant.options import IntegerOptions, make_plans
@@ -51,6 +52,7 @@ class Run:
         self._notes: list[str] = []
         self._skipped: list[Skip] = []
         self._float_times: list[NodeTime] | None = None
+        self._framed = 0  # convolutions that became products
         self._raised = ""  # that the model was converted, which counts only where something comes of it
 
     def report(self) -> PassReport:
@@ -68,6 +70,8 @@ class Run:
         self._explain(workshop, best)
         self._model.graph = best.candidate.model.graph
         self._model.residue = best.candidate.model.residue
+        if self._framed:
+            self._notes.append(f"convolutions over a few frames that became matrix products: {self._framed}")
         audit = best.candidate.audit
         metrics = {
             "integer nodes": float(audit.integer),
@@ -143,6 +147,7 @@ class Run:
         static = options.mode in ("auto", "static") and self._context.observer is not None
         if static or (options.mode in ("auto", "dynamic") and base.opset < AT_RUN_TIME):
             base = self._raise(base)
+        self._framed = as_products(base, options.excludes)
         if static:
             units, calibration = self._static_units(base)
         sites: Sequence[DynamicSite] = ()
