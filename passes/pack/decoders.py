@@ -7,6 +7,13 @@ opset 11 on. A decoder of 4 bits::
     lut = Gather(levels, table4)        # [256, 2]: the two values that a byte stands for; table4 is shared by all
     weight = Reshape(Gather(lut, Cast(codes)), shape) [* scale]
 
+and one of 6 bits, whose codes lie in a plane of 4 bits and one of 2::
+
+    lut = Gather(levels, table6)        # [4096, 2]: the two values of a byte of one plane and half a byte of the other
+    weight = Reshape(Gather(lut, Cast(high) + Gather(halves, Cast(low))), shape) [* scale]
+
+What costs time at load is looking up: so several elements are looked up at once, never one.
+
 The decoded tensor has the weight's name; what else belongs to it is called ``NAME/...``.
 """
 
@@ -83,34 +90,22 @@ class Draft:
         return tensor
 
     def levels(self, codes: np.ndarray, levels: np.ndarray) -> gs.Tensor:
-        """Return ``levels[codes]``, in order but of any shape.
+        """Return ``levels[codes]``, in the shape of the codes.
 
         Args:
-            codes: Index of the level of each element, any shape.
+            codes: Index of the level of each element, any shape but empty.
             levels: Values, [count]; at most 256.
         """
         bits = bits_for(len(levels))
-        if len(plane_widths(bits)) > 1 or bits == 8:
-            return self.node("Gather", [self.stored("levels", levels), self.codes(codes, bits)])
-        full = np.concatenate([levels, np.repeat(levels[-1:], 2**bits - len(levels))])  # the table has every code
-        lut = self.node("Gather", [self.stored("levels", full), self._table(bits, 0)])
-        values = self.node("Gather", [lut, self._bytes(pack_codes(codes, bits)[0])])
-        return self._cut(values, codes, bits)
-
-    def codes(self, codes: np.ndarray, bits: int) -> gs.Tensor:
-        """Return the codes as int32, in order but of any shape."""
-        planes, widths = pack_codes(codes, bits), plane_widths(bits)
         if bits == 8:
-            return self._bytes(planes[0])
-        total: gs.Tensor | None = None
-        rest = bits
-        for plane, width in zip(planes, widths, strict=True):
-            rest -= width
-            part = self.node("Gather", [self._table(width, rest), self._bytes(plane)])
-            part = self._flat(part) if len(widths) > 1 else part
-            total = part if total is None else self.node("Add", [total, part])
-        assert total is not None
-        return self._cut(total, codes, bits)
+            return self.node("Gather", [self.stored("levels", levels), self._bytes(np.asarray(codes, np.uint8))])
+        full = np.concatenate([levels, np.repeat(levels[-1:], 2**bits - len(levels))])  # the table has every code
+        lut = self.node("Gather", [self.stored("levels", full), self._table(bits)])
+        return self._shaped(self.node("Gather", [lut, self._rows(codes, bits)]), codes, bits)
+
+    def bits(self, flags: np.ndarray) -> gs.Tensor:
+        """Return flags as int32, in their shape."""
+        return self._shaped(self.node("Gather", [self._table(1), self._rows(flags, 1)]), flags, 1)
 
     def cast(self, tensor: gs.Tensor, dtype: np.dtype) -> gs.Tensor:
         """Return the tensor as another type."""
@@ -146,28 +141,60 @@ class Draft:
     def _bytes(self, values: np.ndarray) -> gs.Tensor:
         return self.cast(self.stored("codes", values), _INDEX)
 
-    def _flat(self, tensor: gs.Tensor) -> gs.Tensor:
-        return self.reshape(tensor, [-1])
-
-    def _cut(self, tensor: gs.Tensor, codes: np.ndarray, bits: int) -> gs.Tensor:
-        """Drop what belongs to the codes that only fill the last byte."""
+    def _shaped(self, values: gs.Tensor, codes: np.ndarray, bits: int) -> gs.Tensor:
+        """Return decoded values in the shape of their codes, without those that only fill the last byte."""
+        shape = codes.shape if codes.ndim != 1 else (-1,)
         if padded_count(codes.size, bits) == codes.size:
-            return tensor
-        flat = self._flat(tensor)
+            return self.reshape(values, shape)
         ends = [self.common(f"index{end}", np.array([end], np.int64)) for end in (0, codes.size)]
-        return self.node("Slice", [flat, *ends])
+        values = self.node("Slice", [self.reshape(values, [-1]), *ends])
+        return values if codes.ndim == 1 else self.reshape(values, shape)
 
-    def _table(self, width: int, shift: int) -> gs.Tensor:
-        """Return the codes of every byte, moved up by `shift` bits, int32 [256, 8 / width]; one for all decoders."""
-        key = ("table", width, shift)
+    def _rows(self, codes: np.ndarray, bits: int) -> gs.Tensor:
+        """Return the row of `_table` for each group of codes: a byte of the first plane, and the rest above it."""
+        first, *others = pack_codes(codes, bits)
+        if not others:
+            return self._bytes(first)
+        group, rest = 8 // plane_widths(bits)[0], list(plane_widths(bits)[1:])
+        across = 8 // (group * min(rest))  # groups whose bits share a byte of the narrowest plane
+        rows, above = self._bytes(first.reshape(-1, across)), 8
+        for plane, width in zip(others, rest, strict=True):
+            held = group * width
+            part = self.node("Gather", [self._shifted(held, above), self._bytes(plane)])
+            part = part if 8 // held == across else self.reshape(part, [-1, across])
+            rows, above = self.node("Add", [rows, part]), above + held
+        return rows
+
+    def _table(self, bits: int) -> gs.Tensor:
+        """Return the codes of every group that fills a byte of the first plane, int32 [rows, codes]; one for all."""
+        key = ("table", bits)
         if key not in self.shared:
-            name = f"decode/table{width}" + (f"_{shift}" if shift else "")
-            if shift:
-                by = self.common(f"times{1 << shift}", np.array(1 << shift, _INDEX))
-                self.shared[key] = self.node("Mul", [self._table(width, 0), by], name=name)
-            else:
-                stored = self.common(f"bytes{width}", code_table(width))
-                self.shared[key] = self.node(
-                    "Cast", [stored], name=name, to=int(onnx.helper.np_dtype_to_tensor_dtype(_INDEX))
-                )
+            widths = plane_widths(bits)
+            group = 8 // widths[0]
+            table = self._whole(f"bytes{widths[0]}", code_table(widths[0]))
+            for width in widths[1:]:
+                low = code_table(width)[: 2 ** (group * width), None, :group]
+                by = self.common(f"times{2**width}", np.array(2**width, _INDEX))
+                high = self.node("Mul", [table, by], name=f"decode/high{bits}")
+                both = self.node("Add", [high, self._whole(f"rest{width}", low)], name=f"decode/codes{bits}")
+                shape = self.common("rows", np.array([-1, group], np.int64))
+                table = self.node("Reshape", [both, shape], name=f"decode/table{bits}")
+            self.shared[key] = table
+        return self.shared[key]
+
+    def _shifted(self, width: int, shift: int) -> gs.Tensor:
+        """Return what every byte holds in parts of `width` bits, moved up by `shift` bits, int32 [256, 8 / width]."""
+        key = ("shifted", width, shift)
+        if key not in self.shared:
+            by = self.common(f"times{1 << shift}", np.array(1 << shift, _INDEX))
+            whole = self._whole(f"bytes{width}", code_table(width))
+            self.shared[key] = self.node("Mul", [whole, by], name=f"decode/shifted{width}_{shift}")
+        return self.shared[key]
+
+    def _whole(self, name: str, values: np.ndarray) -> gs.Tensor:
+        """Return a shared table of bytes as int32."""
+        key = ("whole", name, values.shape)
+        if key not in self.shared:
+            to = int(onnx.helper.np_dtype_to_tensor_dtype(_INDEX))
+            self.shared[key] = self.node("Cast", [self.common(name, values)], name=f"decode/{name}_int32", to=to)
         return self.shared[key]

@@ -84,8 +84,7 @@ class PaletteForm(Form):
 
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
-        flat = draft.levels(palette_codes(self.values, self.distinct), self.distinct)
-        return draft.reshape(flat, self.values.shape if self.values.ndim != 1 else (-1,))
+        return draft.levels(palette_codes(self.values, self.distinct), self.distinct)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +111,7 @@ class SparseForm(Form):
 
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
-        bits = draft.reshape(draft.codes(self.mask, 1), [-1])
+        bits = draft.bits(self.mask.reshape(-1))
         place = draft.node("CumSum", [bits, draft.common("axis0", np.array(0, np.int64))])
         index = draft.node("Mul", [place, bits])
         return draft.reshape(draft.node("Gather", [self.inner.build(draft), index]), self.mask.shape)

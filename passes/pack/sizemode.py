@@ -52,8 +52,7 @@ class CodedForm(Form):
         if len(self.levels) == 256:
             whole = (self.codes.astype(np.int16) - 128).astype(np.int8)
             return draft.node("Mul", [draft.cast(draft.stored("int8", whole), single), scale])
-        values = draft.reshape(draft.levels(self.codes, self.levels), self.codes.shape)
-        return draft.node("Mul", [values, scale])
+        return draft.node("Mul", [draft.levels(self.codes, self.levels), scale])
 
 
 class SizeMode:
