@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import onnx
 
@@ -28,9 +28,6 @@ from graphopt.report.build import Finished, build_report
 from graphopt.report.environment import file_info, peak_memory
 from graphopt.samples import Samples, open_samples
 from graphopt.targets import Target, get_target
-
-if TYPE_CHECKING:
-    from graphopt.runtime.timing import Ratio
 
 __all__ = ["DEFAULT_PASSES", "Result", "compress", "load"]
 
@@ -194,8 +191,7 @@ class _Run:
 class _UntimedEvaluator(Evaluator):
     """Judges loss but not latency."""
 
-    def latency(self, before: Model, after: Model, *, seconds: float = 2.0) -> Ratio | None:
-        return None
+    times: ClassVar[bool] = False
 
 
 def _left_over(path: Path) -> str:

@@ -678,8 +678,20 @@ def test_latency_is_measured_where_the_target_is_here() -> None:
 def test_latency_on_random_inputs_uses_those_that_run(random_samples: list[Any]) -> None:
     random_samples.extend([{"x": np.ones((1, 3), np.float32)}, *normal(1)])
     assert evaluator(classifier()).latency(classifier(), classifier(), seconds=0.05) is not None
+    assert evaluator(classifier()).race(classifier(), classifier()) is not None
     random_samples.pop()
     assert evaluator(classifier()).latency(classifier(), classifier()) is None
+    assert evaluator(classifier()).race(classifier(), classifier()) is None
+
+
+def test_candidates_race_where_the_target_is_here() -> None:
+    judge = evaluator(classifier(), FakeSamples(normal(20)))
+    ratio = judge.race(classifier(), classifier())
+    assert ratio is not None
+    assert 0 < ratio.low < ratio.median < ratio.high
+    assert (
+        evaluator(classifier(), FakeSamples(normal(2)), target={"runs_here": False}).race(*[classifier()] * 2) is None
+    )
 
 
 class Ticking:

@@ -12,10 +12,14 @@ from graphopt.evaluate import Evaluator
 from graphopt.model import Model
 from graphopt.observe import Observer
 from graphopt.passes.quant.attribution import attribute
+from graphopt.passes.quant.audit import Audit
 from graphopt.passes.quant.calibrate import calibrate
+from graphopt.passes.quant.candidate import Candidate
 from graphopt.passes.quant.costs import measured_costs
 from graphopt.passes.quant.cut import IMPLIES, cheapest
 from graphopt.passes.quant.errors import OutputError, hardest, squared_errors
+from graphopt.passes.quant.forms import Plan
+from graphopt.passes.quant.judged import Judged, fastest_first
 from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.ranges import affine
@@ -134,6 +138,15 @@ def test_the_hardest_samples_are_among_those_looked_at() -> None:
     chosen = hardest(model, worse, open_samples(samples, model.interface), 2)
     assert len(chosen) == 2
     assert any(np.array_equal(item["x"], samples[5]["x"]) for item in chosen)
+
+
+def test_of_equally_fast_candidates_the_first_is_tried_first() -> None:
+    def judged(label: str, speed: float) -> Judged:
+        candidate = Candidate(Plan(label, frozenset(), frozenset(), "mse"), build(), 1, Audit({}, {}, 0, 0))
+        return Judged(candidate, None, Ratio(speed, speed, speed, 5))
+
+    items = [judged("a", 0.52), judged("b", 0.5), judged("c", 0.4), judged("d", 0.51)]
+    assert [item.candidate.plan.label for item in fastest_first(items)] == ["c", "a", "b", "d"]
 
 
 def test_every_node_that_runs_has_a_time() -> None:

@@ -21,7 +21,7 @@ from graphopt.runtime import timing
 from graphopt.runtime.compare import ANYTHING, Distance, difference, leaves, sums
 from graphopt.runtime.messages import one_line
 from graphopt.runtime.session import available_providers, op_counts, open_session, optimized_model
-from graphopt.runtime.timing import Ratio, median_interval, paired_ratio, reopened_ratio
+from graphopt.runtime.timing import Ratio, median_interval, paired_ratio, quickest_ratio, reopened_ratio
 
 LINEAR = """g (float[N, 2] x) => (float[N, 3] y)
 <float[2, 3] w = {1, 2, 3, 4, 5, 6}> { h = MatMul(x, w) y = Relu(h) }"""
@@ -489,6 +489,25 @@ def test_reopening_shows_what_placement_does(clock: Clock) -> None:
     assert len(opened) == 6
     assert all(worker.closed == 1 for worker in opened)
     assert [worker._name for worker in opened] == ["A", "B", "B", "A", "A", "B"]
+
+
+def test_the_quickest_runs_count_whatever_breaks_into_others(clock: Clock) -> None:
+    rng = np.random.default_rng(0)
+
+    def hit() -> float:
+        return float(rng.choice([1, 1, 1.5, 4, 30]))
+
+    a, b, _ = workers(clock, lambda _, feed: (1 + feed) * 0.01 * hit(), lambda *_: 0.024 * hit())
+    assert quickest_ratio(a, b, FEEDS, seconds=30.0).median == pytest.approx(3 * 24 / 60), "the sum over the feeds"
+
+
+def test_slow_models_race_with_five_runs_of_each_feed(clock: Clock) -> None:
+    a, b, log = workers(clock, lambda *_: 2.0, lambda *_: 1.0)
+    ratio = quickest_ratio(a, b, FEEDS)
+    assert (ratio.median, ratio.pairs, ratio.slower) == (0.5, 15, False)
+    assert {name for name, _ in log[-30::2]} == {"A", "B"}, "who goes first alternates"
+    with pytest.raises(ValueError, match="at least one feed"):
+        quickest_ratio(a, b, [])
 
 
 def test_slow_models_are_reopened_less_often(clock: Clock) -> None:

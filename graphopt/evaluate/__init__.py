@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.errors import SampleError, UnjudgedError, UsageError
 from graphopt.evaluate.agreement import Agreement
@@ -18,7 +18,7 @@ from graphopt.evaluate.sameness import Reference, Sameness, check_sameness
 from graphopt.model import Model
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.session import CPU, Session, available_providers, open_session, refuse_hazards
-from graphopt.runtime.timing import Ratio, reopened_ratio
+from graphopt.runtime.timing import Ratio, quickest_ratio, reopened_ratio
 
 if TYPE_CHECKING:
     from graphopt.samples import Feeds, Samples
@@ -28,6 +28,7 @@ __all__ = ["Drop", "Evaluator", "Metric", "Sameness"]
 
 _SAME_PROBES, _SAME_RANDOM = 4, 2  # inputs that outputs are compared on
 _TIMED_PROBES, _TIMED_RANDOM = 8, 4  # inputs that are timed
+_RACED_PROBES = 4  # of them, where many models are
 
 
 class Evaluator:
@@ -47,7 +48,12 @@ class Evaluator:
         seed: Of random inputs and the bootstrap.
         threads: Threads inside an operator.
         progress: Where long steps report.
+
+    Attributes:
+        times: Whether it measures latency.
     """
+
+    times: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -184,19 +190,43 @@ class Evaluator:
         Raises:
             ModelError: A model does not run.
         """
-        if not self._target.runs_here:
+        probes = self._timed_on(before)
+        if not probes:
             return None
+        return reopened_ratio(lambda: self._open(before), lambda: self._open(after), probes, seconds=seconds)
+
+    def race(self, before: Model, after: Model) -> Ratio | None:
+        """Return time of `after` over time of `before` from a few runs: to choose among candidates.
+
+        Args:
+            before: What is compared with.
+            after: The model to judge.
+
+        Returns:
+            None as for `latency`.
+
+        Raises:
+            ModelError: A model does not run.
+        """
+        probes = self._timed_on(before)[:_RACED_PROBES]
+        if not probes:
+            return None
+        with self._open(before) as first, self._open(after) as second:
+            return quickest_ratio(first, second, probes)
+
+    def _timed_on(self, model: Model) -> list[Feeds]:
+        """Return a few inputs to time on; none where nothing can or shall be timed."""
+        if not self.times or not self._target.runs_here:
+            return []
         self._forget_reference()
         try:
             probes = self._probes(_TIMED_PROBES, _TIMED_RANDOM)
         except SampleError:
-            return None
+            return []
         if self._is_random:
-            with self._open(before) as session:
+            with self._open(model) as session:
                 probes = [feeds for feeds in probes if runs(session.run, feeds)]
-        if not probes:
-            return None
-        return reopened_ratio(lambda: self._open(before), lambda: self._open(after), probes, seconds=seconds)
+        return probes
 
     def example(self) -> Feeds | None:
         """Return one input: the first sample, or a made-up one; None if none can be made."""

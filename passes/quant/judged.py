@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from graphopt.evaluate import Drop
@@ -58,3 +59,11 @@ def better(item: Judged, other: Judged | None) -> bool:
     if abs(size - known) > WORTH * known:
         return size < known
     return item.drop.value < other.drop.value
+
+
+def fastest_first(items: Iterable[Judged]) -> Iterator[Judged]:
+    """Yield candidates from the fastest to the slowest; those that are as fast in the order that they have."""
+    waiting = list(items)
+    while waiting:
+        fast = min(item.speed for item in waiting) + EQUAL
+        yield waiting.pop(next(index for index, item in enumerate(waiting) if item.speed <= fast))

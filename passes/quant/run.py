@@ -27,7 +27,6 @@ from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.samples import Samples, random_samples
 from graphopt.shapes import infer_shapes
 
-_SECONDS = 1.0  # to time a candidate against the float model
 _DRAWN = 4  # random inputs to judge on where there are no samples
 _TIMED = 3  # samples that nodes are timed on
 _FEW = 4  # samples that tell where an error comes from
@@ -111,7 +110,7 @@ class Run:
             workshop,
             self._model,
             lambda model: self._drop(model, drawn),
-            lambda before, after: evaluator.latency(before, after, seconds=_SECONDS),
+            evaluator.race,
             times if target.runs_here and samples is not None else None,
             lambda model: drawn if samples is None else self._error(samples, model),
             self._context.max_drop,

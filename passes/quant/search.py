@@ -13,7 +13,7 @@ from graphopt.passes.quant.balance import Balance
 from graphopt.passes.quant.candidate import Candidate
 from graphopt.passes.quant.errors import OutputError
 from graphopt.passes.quant.forms import FALLBACKS, Plan
-from graphopt.passes.quant.judged import EQUAL, WORTH, Judged, better, promises
+from graphopt.passes.quant.judged import EQUAL, WORTH, Judged, better, fastest_first, promises
 from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.refine import refine
 from graphopt.passes.quant.switchboard import Rounding
@@ -54,12 +54,13 @@ class Search:
     def best(self, plans: Sequence[Plan]) -> tuple[Judged | None, list[Judged]]:
         """Return the best candidate that pays and holds the limit, and all candidates as far as they were measured.
 
-        Plans are tried from the fastest to the slowest, as long as one may be clearly faster than the best so far,
-        which may have become slower, or clearly smaller and as fast: nodes may have been left float to hold the limit.
+        Plans are tried from the fastest to the slowest, equals as they come, as long as one may be clearly faster than
+        the best so far, which may have become slower, or clearly smaller and as fast: nodes may have been left float to
+        hold the limit.
         """
         judged: list[Judged] = []
         best: Judged | None = None
-        for item in sorted(map(self._timed, plans), key=lambda item: item.speed):
+        for item in fastest_first(map(self._timed, plans)):
             if item.candidate.changed and self.pays(item) and (best is None or promises(item, best)):
                 item = self._held(item, thin=best is None or item.speed < best.speed - EQUAL)
                 if self._holds(item.drop) and item.candidate.changed and self.pays(item) and better(item, best):
