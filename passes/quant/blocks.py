@@ -3,7 +3,8 @@
 Each block of 32 weights has a scale of its own, and the kernel also rounds the activations in blocks, at run time. So
 an outlier costs the precision of its block only, where other forms let it stretch the range of a whole tensor.
 Language models, whose activations have a few very large values, need that. It is as quick as dynamic quantization for
-a single row (a decoder's next token), and slower for many.
+a single row (a decoder's next token), and slower for many. A table that a product reads transposed, a tied embedding,
+is stored once, in the product's blocks, of which GatherBlockQuantized reads rows.
 """
 
 from __future__ import annotations
@@ -50,12 +51,21 @@ def decode_blocks(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return np.asarray(values.reshape(len(codes), -1), np.float32)
 
 
-def quantize_blocks(model: Model, sites: Collection[DynamicSite]) -> int:
+def tied_tables(sites: Collection[DynamicSite], products: Collection[DynamicSite]) -> list[DynamicSite]:
+    """Return the Gathers of sites whose rows are whole blocks, and the outputs of one of the products."""
+    weights = [stored_weight(site.node) for site in products]
+    turned = {id(weight) for weight, transposed in weights if weight is not None and transposed}
+    tables = [site for site in sites if site.node.op == "Gather" and id(site.node.inputs[0]) in turned]
+    return [site for site in tables if site.node.inputs[0].shape[1] % BLOCK == 0]
+
+
+def quantize_blocks(model: Model, sites: Collection[DynamicSite], tables: Collection[DynamicSite] = ()) -> int:
     """Store the weights of MatMul and Gemm sites in blocks and clean up.
 
     Args:
         model: Edited in place.
         sites: Sites of this very model.
+        tables: Gathers of tables that are among the weights; see `tied_tables`.
 
     Returns:
         How many nodes were changed.
@@ -73,8 +83,10 @@ def quantize_blocks(model: Model, sites: Collection[DynamicSite]) -> int:
                 Constant(unique_name(f"{weight.name}_scales", taken), scales),
             )
         _replace(site, weight.shape[::-1] if transposed else weight.shape, known[key], taken)
+    for table in tables:
+        _gather(table, known[id(table.node.inputs[0]), True], taken)
     clean(model.graph)
-    return len(sites)
+    return len(sites) + len(tables)
 
 
 def _replace(
@@ -92,3 +104,19 @@ def _replace(
     site.scope.nodes.append(fresh)
     if bias is not None:
         site.scope.nodes.append(Node("Add", f"{output.name}/Add", inputs=[product, bias], outputs=[output]))
+
+
+def _gather(site: DynamicSite, stored: tuple[gs.Constant, gs.Constant], taken: set[str]) -> None:
+    """Put GatherBlockQuantized, which reads codes as [rows, columns], in the place of a Gather."""
+    node, output, (codes, scales) = site.node, site.node.outputs[0], stored
+    indices, columns = node.inputs[1], int(np.prod(codes.shape[1:]))
+    disconnect(node)
+    shape = Constant(unique_name(f"{codes.name}_shape", taken), np.array([0, columns]))
+    rows = Variable(unique_name(f"{codes.name}_rows", taken), dtype=np.uint8)
+    site.scope.nodes.append(Node("Reshape", rows.name, inputs=[codes, shape], outputs=[rows]))
+    attrs = {"bits": 8, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+    fresh = Node(
+        "GatherBlockQuantized", f"{output.name}/GatherBlockQuantized", attrs, [rows, indices, scales], [output]
+    )
+    fresh.domain = "com.microsoft"
+    site.scope.nodes.append(fresh)

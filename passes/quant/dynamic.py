@@ -3,7 +3,8 @@
 It needs no samples, reaches into the bodies of If, Loop and Scan, and suits layers whose input ranges vary much between
 inputs. MatMul and Gemm become DynamicQuantizeLinear and MatMulInteger, which ONNX Runtime fuses with what follows;
 LSTM becomes ONNX Runtime's own DynamicQuantizeLSTM. Of a large table that Gather reads, only the rows that are read are
-turned back into floats.
+turned back into floats. A table that a product reads as well, a tied embedding, is stored once, in the product's
+integers; where the product reads it transposed, so does it read the integers, which ONNX Runtime turns once, at load.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from graphopt.ir.clean import clean, disconnect
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 from graphopt.model import Model
-from graphopt.passes.quant.sites import DynamicSite, matrix_of, stored_weight
+from graphopt.passes.quant.sites import MATRICES, DynamicSite, matrix_of, stored_weight
 from graphopt.passes.quant.store import WeightStore
 from graphopt.passes.quant.weights import quantize_rows
 from graphopt.runtime.hazards import carried_into_bodies
@@ -51,7 +52,7 @@ def quantize_dynamic(model: Model, sites: Collection[DynamicSite], store: Weight
     Returns:
         How many nodes run in integers.
     """
-    writer = _Writer(model, store)
+    writer = _Writer(model, store, sites)
     for site in sites:
         if site.node.op == "LSTM":
             writer.lstm(site)
@@ -64,13 +65,16 @@ def quantize_dynamic(model: Model, sites: Collection[DynamicSite], store: Weight
 
 
 class _Writer:
-    def __init__(self, model: Model, store: WeightStore) -> None:
+    def __init__(self, model: Model, store: WeightStore, sites: Collection[DynamicSite]) -> None:
         self._taken = tensor_names(model.graph)
         self._carried = carried_into_bodies(model.graph)
         self._store = store
         self._inputs: dict[tuple[int, int], tuple[gs.Tensor, gs.Tensor, gs.Tensor]] = {}
-        self._weights: dict[tuple[int, int], tuple[gs.Constant, gs.Constant, gs.Constant]] = {}
+        self._weights: dict[tuple[int, int], tuple[gs.Constant, ...]] = {}
         self._scope: gs.Graph = model.graph
+        tables = {id(site.node.inputs[0]) for site in sites if site.node.op == "Gather"}
+        products = [(stored_weight(site.node), site) for site in sites if site.node.op in MATRICES]
+        self._tied = {id(weight): (weight, turned, site) for (weight, turned), site in products if id(weight) in tables}
 
     def matrix(self, site: DynamicSite) -> None:
         """MatMul or Gemm: x W = (x_q W_q) (s_x s_w), and the bias after it."""
@@ -90,16 +94,20 @@ class _Writer:
             self._finish("Add", [self._node("Mul", [real, scales], f"{name}_unbiased", np.float32), bias], output)
 
     def table(self, site: DynamicSite) -> None:
-        """Gather: rows of integers, with one scale a column, [rows, columns]."""
+        """Gather: rows of integers, with one scale a column, or a row where a product reads the table transposed."""
         self._scope, node = site.scope, site.node
         table, output = node.inputs[0], node.outputs[0]
-        key = id(table), 3
-        if key not in self._weights:
-            found = self._store.table(site.position, table.values)
-            self._weights[key] = self._constants(table.name, found.values, found.scale)
-        codes, scale, zero = self._weights[key]
+        product = self._tied.get(id(table))
+        codes, scale, zero = self._table_weight(site) if product is None else self._stored_matrix(*product)
         rows = self._variable(f"{output.name}_codes", np.int8)
         node.inputs[0], node.outputs[0] = codes, rows
+        if product is not None and product[1]:
+            shape = Constant(unique_name(f"{scale.name}_shape", self._taken), np.array([-1, 1]))
+            column = self._node("Reshape", [scale, shape], f"{scale.name}_column", np.float32)
+            scales = self._node("Gather", [column, node.inputs[1]], f"{output.name}_scales", np.float32)
+            real = self._node("Cast", [rows], f"{output.name}_cast", np.float32, to=int(onnx.TensorProto.FLOAT))
+            self._finish("Mul", [real, scales], output)
+            return
         restored = output
         if id(output) in self._carried:  # ONNX Runtime would crash, but for a Max of one input
             restored = self._variable(f"{output.name}_dequantized", np.float32)
@@ -133,13 +141,30 @@ class _Writer:
             self._inputs[key] = outputs
         return self._inputs[key]
 
-    def _matrix_weight(self, site: DynamicSite) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
-        constant, transposed = stored_weight(site.node)
+    def _matrix_weight(self, site: DynamicSite) -> tuple[gs.Tensor, gs.Constant, gs.Constant]:
+        """Return integers [inputs, outputs], scales of the outputs, and zero points."""
+        constant, turned = stored_weight(site.node)
+        codes, scale, zero = self._stored_matrix(constant, turned, site)
+        if turned and id(constant) in self._tied:
+            return self._node("Transpose", [codes], f"{codes.name}_turned", np.int8, perm=[1, 0]), scale, zero
+        return codes, scale, zero
+
+    def _stored_matrix(self, constant: gs.Constant | None, turned: bool, site: DynamicSite) -> tuple[gs.Constant, ...]:
+        """Return the constants of a product; those of a tied embedding lie as the table does."""
         assert constant is not None
-        key = id(constant), int(transposed)
+        key = id(constant), int(turned)
         if key not in self._weights:
             found = self._store.matrix(site.position, matrix_of(site.node))
-            self._weights[key] = self._constants(constant.name, found.values, found.scale)
+            lies = found.values.T if turned and id(constant) in self._tied else found.values
+            self._weights[key] = self._constants(constant.name, np.ascontiguousarray(lies), found.scale)
+        return self._weights[key]
+
+    def _table_weight(self, site: DynamicSite) -> tuple[gs.Constant, ...]:
+        table = site.node.inputs[0]
+        key = id(table), 3
+        if key not in self._weights:
+            found = self._store.table(site.position, table.values)
+            self._weights[key] = self._constants(table.name, found.values, found.scale)
         return self._weights[key]
 
     def _recurrent_weight(self, constant: gs.Constant) -> tuple[gs.Constant, gs.Constant, gs.Constant]:
@@ -157,7 +182,7 @@ class _Writer:
     def _variable(self, name: str, dtype: Any) -> gs.Variable:
         return Variable(unique_name(name, self._taken), dtype=np.dtype(dtype))
 
-    def _node(self, op: str, inputs: list[gs.Tensor], name: str, dtype: Any, **attrs: int) -> gs.Tensor:
+    def _node(self, op: str, inputs: list[gs.Tensor], name: str, dtype: Any, **attrs: Any) -> gs.Tensor:
         output = self._variable(name, dtype)
         self._append(op, inputs, [output], **attrs)
         return output
@@ -165,5 +190,5 @@ class _Writer:
     def _finish(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor) -> None:
         self._append(op, inputs, [output])
 
-    def _append(self, op: str, inputs: list[gs.Tensor], outputs: list[gs.Tensor], **attrs: int) -> None:
+    def _append(self, op: str, inputs: list[gs.Tensor], outputs: list[gs.Tensor], **attrs: Any) -> None:
         self._scope.nodes.append(Node(op, f"{outputs[0].name}/{op}", attrs=attrs, inputs=inputs, outputs=outputs))

@@ -11,7 +11,7 @@ from graphopt.ir.graph import walk_nodes
 from graphopt.model import Model
 from graphopt.passes.quant.audit import Audit, audit
 from graphopt.passes.quant.balance import Balance, read_outside, saved_bytes
-from graphopt.passes.quant.blocks import quantize_blocks
+from graphopt.passes.quant.blocks import quantize_blocks, tied_tables
 from graphopt.passes.quant.calibrate import Calibration, bias_shift, extended
 from graphopt.passes.quant.candidate import Candidate, Written
 from graphopt.passes.quant.costs import measured_costs
@@ -139,10 +139,12 @@ class Workshop:
         tables = sites_in(model, [site for site in chosen if site.position in merged])
         sites = sites_in(model, [site for site in chosen if site.position not in merged])
         blocks = sites_in(model, [site for site in self.sites if site.position in plan.blocks])
+        tied = tied_tables(sites, blocks)
+        sites = [site for site in sites if site not in tied]
         self._correct(placement)
         undo(model, self.smoothings, frozenset(plan.nodes))
         changed = quantize_dynamic(model, sites, self._store) if sites else 0
-        changed += quantize_blocks(model, blocks) if blocks else 0
+        changed += quantize_blocks(model, blocks, tied) if blocks else 0
         if placement.units:
             changed += insert(model, units, placement, parameters, self._store, self.target.convention)
         changed += merge_tables(model, tables) if tables else 0
