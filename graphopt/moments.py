@@ -119,7 +119,10 @@ class PairedMoments:
 
     @property
     def centred(self) -> PairedMoments:
-        """The same about the means, for layers whose bias makes up for them; the means are zero then."""
+        """The same about the means, for layers whose bias makes up for them; the means are zero then.
+
+        The folds are not in it: of a large layer they are most of the memory.
+        """
         return PairedMoments(
             self.layer,
             self.second - self.mean[:, :, None] * self.mean[:, None, :],
@@ -128,8 +131,7 @@ class PairedMoments:
             np.zeros_like(self.target_mean),
             np.maximum(self.energy - self.target_mean**2, 0.0),
             self.count,
-            tuple(fold.centred for fold in self.folds),
-            self.left_out,
+            left_out=self.left_out,
         )
 
 

@@ -71,6 +71,7 @@ FUNCTIONS = {
     "Gather": "b = Reshape(a, planes)  c = Gather(b, zero)  d = Gather<axis=0>(b, one)  e = Mul(c, d)  y = Add(e, a)",
     "ReduceMean": "b = ReduceMean<keepdims=0>(a, one_axis)  c = Tanh(b)  d = Unsqueeze(c, one_axis)  y = Mul(a, d)",
     "ReduceSum": "b = ReduceSum(a, one_axis)  y = Mul(a, b)",
+    "MaxPool": "b = Reshape(a, p)  c = MaxPool<kernel_shape=[3], strides=[3]>(b)  d = Squeeze(c, i)  y = Mul(a, d)",
     "residual": "b = Tanh(a)  c = MatMul(b, v2)  y = Add(c, a)",
     "two products": "b = Transpose(a)  c = MatMul(a, b)  y = MatMul(c, a)",
 }
@@ -81,6 +82,8 @@ HELD = {
     "six": np.array([6]),
     "back": np.array([2, 3]),
     "planes": np.array([2, 1, 3]),
+    "p": np.array([2, 1, 3]),
+    "i": np.array([1]),
     "zero": np.array(0),
     "one": np.array(1),
     "one_axis": np.array([1]),

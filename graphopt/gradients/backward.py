@@ -11,6 +11,7 @@ from graphopt.gradients.elementwise import ELEMENTWISE, Rule
 from graphopt.gradients.linear import convolution, gemm, product
 from graphopt.gradients.moving import (
     joined,
+    largest,
     layer_norm,
     picked,
     reshaped,
@@ -36,6 +37,7 @@ _RULES: dict[str, Rule] = {
     "Identity": reshaped,
     "LayerNormalization": layer_norm,
     "MatMul": product,
+    "MaxPool": largest,
     "ReduceMean": summed,
     "ReduceSum": summed,
     "Reshape": reshaped,

@@ -62,6 +62,21 @@ def summed(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | N
     return [spread, *[None] * (len(node.inputs) - 1)]
 
 
+def largest(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """The largest element of a window gets dy; not for windows that overlap or reach over the edge."""
+    kernel = list(node.attrs["kernel_shape"])
+    strides = list(node.attrs.get("strides", [1] * len(kernel)))
+    apart = all(step >= size for step, size in zip(strides, kernel, strict=True))
+    if not apart or any(node.attrs.get("pads", [0])) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    if set(node.attrs.get("dilations", [1])) != {1} or node.attrs.get("ceil_mode", 0):
+        return None
+    image = node.inputs[0]
+    _, places = tape.ops("MaxPool", image, count=2, kernel_shape=kernel, strides=strides)
+    shape = tape.op("Shape", image)
+    return [tape.op("MaxUnpool", gradient, places, shape, kernel_shape=kernel, strides=strides)]
+
+
 def softmax(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
     """``dx = y (dy - sum y dy)``."""
     given = tape.op("Mul", gradient, node.outputs[0])

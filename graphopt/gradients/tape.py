@@ -30,10 +30,14 @@ class Tape:
 
     def op(self, op: str, *inputs: gs.Tensor | np.ndarray | float, **attrs: Any) -> gs.Variable:
         """Add a node; return its output. Arrays and numbers (which become float32) are constants."""
+        return self.ops(op, *inputs, count=1, **attrs)[0]
+
+    def ops(self, op: str, *inputs: gs.Tensor | np.ndarray | float, count: int, **attrs: Any) -> list[gs.Variable]:
+        """Add a node of several outputs, as `op` does for one; return these."""
         given = [item if isinstance(item, gs.Tensor) else self.const(item) for item in inputs]
-        output = Variable(unique_name(f"gradient/{op}", self._taken))
-        self.graph.nodes.append(Node(op, output.name, attrs, given, [output]))
-        return output
+        outputs = [Variable(unique_name(f"gradient/{op}", self._taken)) for _ in range(count)]
+        self.graph.nodes.append(Node(op, outputs[0].name, attrs, given, outputs))
+        return outputs
 
     def const(self, values: np.ndarray | float) -> gs.Constant:
         """Return a constant."""

@@ -32,7 +32,7 @@ from graphopt.shapes import shapes_for
 from graphopt.walk import Walk
 
 _FOLDS = 4  # shares of the samples; one of them judges how strongly weights are held to what they were
-_ROWS = 4  # observations for each input of a layer; from fewer, such as pooled values, no fit holds for other samples
+_ROWS = 1  # observations for each input of a layer; from fewer, such as pooled values, no fit holds for other samples
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import numpy as np
 
 from graphopt.base import PassReport, Skip
 from graphopt.context import Context
+from graphopt.gradients.tuning import tune
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune.channels.branches import end_branches, fill_means
@@ -17,11 +18,13 @@ from graphopt.passes.prune.channels.plan import Plan, make_plan
 from graphopt.passes.prune.channels.reconstruction import reconstruct
 from graphopt.passes.prune.channels.removal import remove_classes, rows_left
 from graphopt.passes.prune.channels.rotation import turn
+from graphopt.passes.prune.variety import Varied
 from graphopt.shapes import infer_shapes
 
 if TYPE_CHECKING:
     from graphopt.passes.prune.prune import Prune
 
+_TUNE = "prune/tune"
 _MOST = 0.7  # largest ratio that ratio=auto tries
 _HALVINGS = 4  # how finely it looks for the best
 
@@ -97,8 +100,9 @@ def carry_out(plan: Plan, model: Model, ratio: float, context: Context, options:
         fill_means(ended, original, rows, context.samples)
     if changed and options.reconstruct and context.samples is not None:
         refit = reconstruct(original, model, rows, context.samples, context.progress)
-        skips = (*skips, *refit.skips)
-        metrics["fitted"] = refit.fitted
+        tuned, reason = tune(original, model, Varied(context.samples, shares=1), context.progress, context.rng(_TUNE))
+        skips = (*skips, *refit.skips, *([Skip("model", f"not tuned: {reason}")] if reason else []))
+        metrics |= {"fitted": refit.fitted, "tuned": tuned}
     return PassReport(changed, skips, metrics)
 
 

@@ -1,0 +1,147 @@
+"""Tuning the weights of a compressed model together, by gradients.
+
+Fitting layer by layer makes each come close to what it gave, and cannot know which of the errors that are left matter
+behind it. Here all weights go down the slope of the error of the model's outputs, before a final Softmax. As targets
+are what the original gives, no labels are needed. What lies before the layers that hold most of the weights stays as it
+is: it runs once, and its results are held.
+
+Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2.1 (logits).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.cut import Side
+from graphopt.gradients.adam import Adam
+from graphopt.gradients.backward import OPSET
+from graphopt.gradients.objective import Objective
+from graphopt.layers import LinearLayer, linear_layers
+from graphopt.model import Model
+from graphopt.moments import Stream
+from graphopt.progress import Progress
+from graphopt.runtime.session import open_session
+from graphopt.shapes import infer_shapes
+from graphopt.walk import Shelf, loaded
+
+_SHARE = 0.9  # of the weights that the tuned end of the model has
+_ROUNDS = 3  # over all samples
+_BATCH = 16  # samples a step
+_RATE = 1e-3  # length of the first steps, as a part of the size of each weight
+_WARMUP = 8  # steps until they are that long
+_TINY = 1e-12
+_SQUASHING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
+
+
+def tune(
+    original: Model, compressed: Model, samples: Stream, progress: Progress, rng: np.random.Generator
+) -> tuple[int, str]:
+    """Tune weights and biases of a compressed model's linear layers in place; weights that are zero stay zero.
+
+    Args:
+        original: Gives the targets; its tensors have the same names.
+        compressed: What is tuned.
+        samples: What both run on.
+        progress: Where it reports.
+        rng: Chooses the order of the samples.
+
+    Returns:
+        How many constants were tuned, and if none why.
+    """
+    for model in (original, compressed):
+        infer_shapes(model)
+    shown = {id(tensor) for tensor in compressed.graph.outputs}
+    layers = [layer for layer in linear_layers(compressed) if _own(layer, shown)]
+    if compressed.graph.opset < OPSET or not layers:
+        return 0, f"gradients need layers in float32 and opset {OPSET}"
+    side, wanted = Side(compressed), _targets(compressed)
+    cut = _start(side, layers)
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        shelf = Shelf(Path(folder))
+        aims = _results(Side(original).between(0, len(original.graph.nodes), wanted), samples, shelf)
+        feeds = _results(side.between(0, cut, side.crossing(cut)), samples, shelf) if cut else list(samples)
+        scales = [max(float(np.mean([np.var(loaded(held[name])) for held in aims])), _TINY) for name in wanted]
+        tail = side.between(cut, len(compressed.graph.nodes), wanted)
+        own = {item.name: item for layer in layers for item in _own(layer, shown)}
+        objective = Objective(tail, own.keys(), scales, _loaded(feeds[0]))
+        if not objective.weights:
+            return 0, f"no gradients lead through {', '.join(objective.stops[:3])}"
+        before = objective.error(zip(map(_loaded, feeds), map(_loaded, aims), strict=True))
+        _descend(objective, feeds, aims, progress, rng)
+        if objective.error(zip(map(_loaded, feeds), map(_loaded, aims), strict=True)) >= before:
+            return 0, "it comes no closer to the original"
+    for constant in objective.weights:
+        own[constant.name].values = constant.values
+    return len(objective.weights), ""
+
+
+def _descend(
+    objective: Objective,
+    feeds: Sequence[Mapping[str, Any]],
+    aims: Sequence[Mapping[str, Any]],
+    progress: Progress,
+    rng: np.random.Generator,
+) -> None:
+    """Change the weights of an objective in place, step by step, by the gradients of a few samples each."""
+    adam = Adam([item.values for item in objective.weights])
+    stays = [item.values != 0 for item in objective.weights]
+    steps = math.ceil(len(feeds) / _BATCH)
+    orders = [rng.permutation(len(feeds)) for _ in range(_ROUNDS)]
+    for step in progress.track(range(_ROUNDS * steps), "tune", _ROUNDS * steps):
+        chosen = orders[step // steps][step % steps * _BATCH :][:_BATCH]
+        pairs = [(_loaded(feeds[index]), _loaded(aims[index])) for index in chosen]
+        gradients = [item / len(chosen) for item in objective.gradients(pairs)]
+        present = [item.values for item in objective.weights]
+        fresh = adam.step(present, gradients, _rate(step, _ROUNDS * steps))
+        for constant, values, kept in zip(objective.weights, fresh, stays, strict=True):
+            constant.values = np.where(kept, values, 0)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Return the length of a step: at first ever longer, then shorter by half a cosine."""
+    return _RATE * min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _start(side: Side, layers: Sequence[LinearLayer]) -> int:
+    """Return the last cut behind which most of the weights are."""
+    sizes = np.array([np.prod(layer.weight.shape) for layer in layers], np.float64)
+    behind = np.cumsum(sizes[::-1])[::-1]
+    cut = side.position(layers[int(np.flatnonzero(behind >= _SHARE * sizes.sum())[-1])].node)
+    while cut and not side.can_hold(cut):
+        cut -= 1
+    return cut
+
+
+def _targets(model: Model) -> list[str]:
+    """Return the names of the float outputs, or of what is squashed to them."""
+    found = []
+    for output in model.graph.outputs:
+        maker = output.inputs[0] if output.inputs else None
+        target = maker.inputs[0] if maker is not None and maker.op in _SQUASHING else output
+        if maker is not None and target.inputs and target.dtype == np.float32:
+            found.append(str(target.name))
+    return [*dict.fromkeys(found)]
+
+
+def _own(layer: LinearLayer, shown: Collection[int]) -> list[gs.Constant]:
+    """Return weight and bias of a layer, as far as they are its own, of float32, and no outputs of the graph."""
+    constants = [item for item in layer.node.inputs[1:3] if isinstance(item, gs.Constant) and id(item) not in shown]
+    return [item for item in constants if len(item.outputs) == 1 and item.dtype == np.float32]
+
+
+def _results(model: Model, samples: Stream, shelf: Shelf) -> list[dict[str, Any]]:
+    """Return what a model gives on each sample, held."""
+    with open_session(model) as session:
+        runs = (session.run({name: feeds[name] for name in session.inputs}) for feeds in samples)
+        return [{name: shelf.put(value) for name, value in found.items()} for found in runs]
+
+
+def _loaded(held: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: loaded(value) for name, value in held.items()}

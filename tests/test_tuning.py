@@ -1,0 +1,102 @@
+"""Tuning by gradients: closer to the original, zeros stay, and what is left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.gradients.adam import Adam
+from graphopt.gradients.tuning import tune
+from graphopt.ir.graph import constants
+from graphopt.model import Model
+from graphopt.progress import SilentProgress
+from graphopt.samples import random_samples
+from tests.helpers import outputs_of, random_feeds
+from tests.test_prune import model_of, random, values
+
+TEXT = """m (float[N,8] x) => (float[N,6] y) {
+    a = Gemm(x, w, b)  s = Relu(a)  c = MatMul(s, v)  y = Softmax(c)
+}"""
+
+
+def original(text: str = TEXT) -> Model:
+    return model_of(text, w=random(8, 12), b=random(12, seed=1), v=random(12, 6, seed=2))
+
+
+def without_small(model: Model) -> Model:
+    """Return a version whose smaller half of weights is zero."""
+    copy = model.copy()
+    for constant in constants(copy.graph):
+        if len(constant.shape) == 2:
+            small = np.abs(constant.values) < np.median(np.abs(constant.values))
+            constant.values = np.where(small, 0, constant.values)
+    return copy
+
+
+def tuned(model: Model, compressed: Model) -> tuple[int, str]:
+    samples = random_samples(model.interface, count=64)
+    return tune(model, compressed, samples, SilentProgress(), np.random.default_rng(0))
+
+
+def error(model: Model, other: Model) -> float:
+    pairs = [
+        [outputs_of(item, random_feeds(model.to_proto(), seed))["y"] for item in (model, other)] for seed in range(9)
+    ]
+    return float(np.mean([np.square(first - second).mean() for first, second in pairs]))
+
+
+def test_it_comes_closer_on_other_samples_and_zeros_stay_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.gradients.tuning._RATE", 3e-2)
+    model, compressed = original(), without_small(original())
+    before = compressed.copy()
+    assert tuned(model, compressed) == (3, "")
+    assert error(model, compressed) < 0.95 * error(model, before)
+    for name in ("w", "v"):
+        assert np.array_equal(values(compressed, name) == 0, values(before, name) == 0)
+        assert not np.array_equal(values(compressed, name), values(before, name))
+
+
+def test_the_same_twice() -> None:
+    found = [without_small(original()) for _ in range(2)]
+    for compressed in found:
+        tuned(original(), compressed)
+    assert all(np.array_equal(values(found[0], name), values(found[1], name)) for name in ("w", "b", "v"))
+
+
+def test_what_is_the_original_already_stays() -> None:
+    model, same = original(), original().copy()
+    assert tuned(model, same) == (0, "it comes no closer to the original")
+    assert np.array_equal(values(model, "w"), values(same, "w"))
+
+
+def test_what_gradients_do_not_reach() -> None:
+    text = "m (float[N,8] x) => (float[N,12] y) { a = Gemm(x, w, b)  y = Ceil(a) }"
+    model = model_of(text, w=random(8, 12), b=random(12))
+    count, reason = tuned(model, without_small(model))
+    assert count == 0
+    assert "no gradients lead through" in reason
+
+
+def test_opsets_before_the_rules() -> None:
+    text = '<ir_version: 7, opset_import: ["": 12]> ' + TEXT
+    count, reason = tuned(original(text), without_small(original(text)))
+    assert count == 0
+    assert "opset 13" in reason
+
+
+def test_shared_and_shown_weights_stay() -> None:
+    text = """m (float[N,8] x) => (float[N,8] y, float[8,8] v) {
+        a = MatMul(x, w)  s = Tanh(a)  c = MatMul(s, w)  d = MatMul(c, v)  y = MatMul(d, u)
+    }"""
+    model = model_of(text, **{name: random(8, 8, seed=seed) for seed, name in enumerate("wvu")})
+    compressed = without_small(model)
+    before = compressed.copy()
+    assert tuned(model, compressed) == (1, "")
+    assert all(np.array_equal(values(compressed, name), values(before, name)) for name in "wv")
+
+
+def test_steps_are_a_part_of_the_size_of_the_weight() -> None:
+    weights = [np.full(3, 100, np.float32), np.full(3, 1e-3, np.float32)]
+    found = Adam(weights).step(weights, [np.ones(3, np.float32), np.full(3, -1e6, np.float32)], 0.01)
+    assert found[0] == pytest.approx(np.full(3, 99.0), rel=1e-5)
+    assert found[1] == pytest.approx(np.full(3, 1.01e-3), rel=1e-5)
