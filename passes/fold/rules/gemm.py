@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.graph import Node
+from graphopt.passes.fold.rules.match import fuse
 from graphopt.passes.fold.rules.rule import Outcome, Rule
 from graphopt.passes.fold.workbench import Workbench, is_standard
 
@@ -40,11 +41,5 @@ def _merge(node: gs.Node, product: gs.Node, bias: gs.Constant, source: gs.Tensor
     columns = (shapes[1] or (None, None))[1]
     if not isinstance(columns, int) or tuple(bias.shape) not in ((columns,), (1, columns)):
         return False
-    output = node.outputs[0]
-    gemm = Node("Gemm", product.name, {}, [*product.inputs, source], [])
-    bench.add(gemm, node)
-    bench.remove(node)
-    bench.remove(product)
-    gemm.outputs.append(output)
-    bench.touch([gemm, *output.outputs])
+    fuse([node, product], Node("Gemm", product.name, {}, [*product.inputs, source], []), bench)
     return True

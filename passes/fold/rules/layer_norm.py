@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import Node
-from graphopt.passes.fold.rules.match import fuse, made_by, operand, over_last_axis, reads_only_inside, square_of
+from graphopt.passes.fold.rules.match import (
+    fuse_normalization,
+    made_by,
+    operand,
+    over_last_axis,
+    square_of,
+)
 from graphopt.passes.fold.rules.rule import Outcome, Rule
 from graphopt.passes.fold.workbench import Workbench
 
@@ -35,17 +39,8 @@ class LayerNorm(Rule):
         weights = [bench.constant(tensor) for tensor in found.weights]
         if not shape or any(weight is None or tuple(weight.shape) != (shape[-1],) for weight in weights):
             return "gamma and beta are not constants with one number for each place of the last axis"
-        if bench.types[found.source].dtype != np.float32:
-            return "it is not float32"
-        if not reads_only_inside(found.nodes, bench):
-            return "what is computed in between is used elsewhere too"
-        reason = bench.raise_opset(found.nodes, _OPSET)
-        if reason:
-            return reason
-        attrs = {"axis": -1, "epsilon": found.epsilon}
-        merged = Node("LayerNormalization", node.name, attrs, [found.source, *found.weights], [])
-        fuse(found.nodes, merged, bench)
-        return True
+        inputs = (found.source, *found.weights)
+        return fuse_normalization("LayerNormalization", found.nodes, inputs, found.epsilon, _OPSET, bench)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.ir.graph import Node
+from graphopt.passes.fold.rules.rule import Outcome
 from graphopt.passes.fold.workbench import Workbench, is_standard
 
 
@@ -153,6 +155,30 @@ def fuse(nodes: Sequence[gs.Node], merged: gs.Node, bench: Workbench) -> None:
         bench.remove(node)
     merged.outputs.append(output)
     bench.touch([merged, *output.outputs])
+
+
+def fuse_normalization(
+    op: str, nodes: Sequence[gs.Node], inputs: Sequence[gs.Tensor], epsilon: float, since: int, bench: Workbench
+) -> Outcome:
+    """Put a normalization over the last axis in the place of the nodes that compute it.
+
+    Args:
+        op: Its operator.
+        nodes: From the last to the first.
+        inputs: What is normalized, then gamma and so on.
+        epsilon: Added to the mean square.
+        since: First operator set that has it.
+        bench: The graph.
+    """
+    if bench.types[inputs[0]].dtype != np.float32:
+        return "it is not float32"
+    if not reads_only_inside(nodes, bench):
+        return "what is computed in between is used elsewhere too"
+    reason = bench.raise_opset(nodes, since)
+    if reason:
+        return reason
+    fuse(nodes, Node(op, nodes[0].name, {"axis": -1, "epsilon": epsilon}, list(inputs), []), bench)
+    return True
 
 
 def keeps_rank(node: gs.Node, source: gs.Tensor, bench: Workbench) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.graph import Constant, Node
-from graphopt.passes.fold.rules.match import made_by
+from graphopt.passes.fold.rules.match import fuse, made_by
 from graphopt.passes.fold.rules.rule import Outcome, Rule, done
 from graphopt.passes.fold.workbench import Workbench
 
@@ -101,9 +101,5 @@ class SinkUnsqueeze(Rule):
             unsqueeze.inputs.append(bench.new_constant("axes", np.array([place], np.int64), node))
         else:
             unsqueeze.attrs["axes"] = [place]
-        bench.add(unsqueeze, node)
-        bench.remove(node)
-        bench.remove(before)
-        unsqueeze.outputs.append(output)
-        bench.touch([unsqueeze, *output.outputs])
+        fuse([node, before], unsqueeze, bench)
         return True

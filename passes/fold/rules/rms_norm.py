@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import Node
 from graphopt.passes.fold.rules.match import (
-    fuse,
+    fuse_normalization,
     made_by,
     operand,
     over_last_axis,
-    reads_only_inside,
     scalar,
     shifted,
     square_of,
@@ -45,16 +42,8 @@ class RMSNorm(Rule):
             return "gamma is not a constant with one number for each place of the last axis"
         if _is_centered(found.source, bench):
             return "its mean is taken off: it is part of a LayerNormalization"
-        if bench.types[found.source].dtype != np.float32:
-            return "it is not float32"
-        if not reads_only_inside(found.nodes, bench):
-            return "what is computed in between is used elsewhere too"
-        reason = bench.raise_opset(found.nodes, _OPSET)
-        if reason:
-            return reason
-        attrs = {"axis": -1, "epsilon": found.epsilon}
-        fuse(found.nodes, Node("RMSNormalization", node.name, attrs, [found.source, found.gamma], []), bench)
-        return True
+        inputs = (found.source, found.gamma)
+        return fuse_normalization("RMSNormalization", found.nodes, inputs, found.epsilon, _OPSET, bench)
 
 
 @dataclass(frozen=True)
