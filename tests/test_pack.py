@@ -206,6 +206,19 @@ def test_every_form_is_exact(case: str) -> None:
         assert set(ops) == {"Concat"}, f"{form.kind} does not fold: {ops}"
 
 
+@pytest.mark.parametrize("bits", range(1, 8))
+def test_several_elements_are_looked_up_at_once(bits: int) -> None:
+    """One look-up for each element takes most of the time of opening a model."""
+    values = palette(2**bits)
+    (form,) = (form for form in forms(values) if form.kind == f"{bits}-bit palette")
+    model, _ = decoder_model(form, values.shape, values.dtype)
+    proto = onnx.shape_inference.infer_shapes(model.to_proto(), data_prop=True)
+    shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in proto.graph.value_info}
+    own = [node for node in proto.graph.node if node.op_type == "Gather" and node.input[1].startswith("w/")]
+    assert own
+    assert all(np.prod(shapes[node.input[1]]) <= values.size // 2 for node in own)
+
+
 def test_which_form_is_chosen() -> None:
     for values, kind in (
         (palette(16), "4-bit palette"),
@@ -293,6 +306,16 @@ def test_graph_outputs_stay(text: str) -> None:
     assert report.changed == 0
     assert [(skip.where, skip.reason) for skip in report.skipped] == [("w", "it is a graph output")]
     assert result.to_proto() == model.copy().to_proto()
+
+
+def test_weights_of_constant_nodes_are_named() -> None:
+    value = numpy_helper.from_array(palette(16))
+    nodes = [helper.make_node("Constant", [], ["w"], value=value), helper.make_node("MatMul", ["x", "w"], ["y"])]
+    _, report = packed(graph_model(nodes, {}, {"y": [1, COLUMNS]}), "pack:bits=4")
+    assert report.changed == 0
+    assert [(skip.where, skip.reason) for skip in report.skipped] == [
+        ("w", "a Constant node gives it, which `fold` makes a weight")
+    ]
 
 
 def test_what_a_caller_may_override_stays() -> None:

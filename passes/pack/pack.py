@@ -22,7 +22,7 @@ from graphopt.passes.pack.loading import compare_loading, describe
 from graphopt.passes.pack.sizemode import SizeMode
 from graphopt.passes.pack.sizes import constant_bytes
 from graphopt.passes.pack.storage import Store
-from graphopt.passes.pack.unfit import unfit_constants
+from graphopt.passes.pack.unfit import constant_nodes, unfit_constants
 from graphopt.passes.pack.unpack import unpack
 from graphopt.runtime.session import CPU, available_providers, op_counts, optimized_model
 
@@ -115,8 +115,10 @@ class _Run:
         """Replace weights by decoders and return how many."""
         found = constants(self._model.graph)
         unfit = {id(constant): reason for constant, reason in unfit_constants(self._model.graph, found)}
-        large = [constant for constant in found if self._is_large(constant)]
+        large = [constant for constant in found if payload_bytes(constant) >= self._least_bytes]
         self._skipped += [Skip(item.name, unfit[id(item)]) for item in large if id(item) in unfit]
+        nodes = constant_nodes(self._model.graph, self._least_bytes)
+        self._skipped += [Skip(name, "a Constant node gives it, which `fold` makes a weight") for name in nodes]
         candidates = [constant for constant in large if id(constant) not in unfit]
         if not candidates:
             return 0
@@ -175,8 +177,9 @@ class _Run:
             store.take_back([packed for packed in store.packed if packed.constant is bias])
             _restore(bias, originals)
 
-    def _is_large(self, constant: gs.Constant) -> bool:
-        return payload_bytes(constant) >= max(self._options.min_bytes, 1)
+    @property
+    def _least_bytes(self) -> int:
+        return max(self._options.min_bytes, 1)
 
     def _coded(self, candidates: list[gs.Constant]) -> dict[int, Rounded]:
         """Round the weights in place and return what became of them by id; nothing in lossless mode."""

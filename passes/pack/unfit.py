@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.graph import walk_graphs, walk_nodes
+from graphopt.ir.graph import payload_bytes, walk_graphs, walk_nodes
 from graphopt.passes.pack.forms import STORED
 
 
@@ -24,6 +24,17 @@ def unfit_constants(graph: gs.Graph, found: Iterable[gs.Constant]) -> list[tuple
         elif id(constant) in computed:
             reasons.append((constant, "what it feeds is computed at load already"))
     return reasons
+
+
+def constant_nodes(graph: gs.Graph, least: int) -> list[str]:
+    """Return the outputs of Constant nodes that hold so many bytes or more; weights are initializers."""
+    return [
+        node.outputs[0].name
+        for node in walk_nodes(graph)
+        if node.op == "Constant"
+        and isinstance(held := node.attrs.get("value"), gs.Constant)
+        and payload_bytes(held) >= least
+    ]
 
 
 def _computed_at_load(graph: gs.Graph) -> set[int]:
