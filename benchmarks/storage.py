@@ -1,11 +1,13 @@
 """Pack the models of a folder in several modes and tabulate size, load time, latency and metric.
 
     python -m benchmarks.storage FOLDER [--only GLOB] [--mode SPEC]... [--max-drop 1%] [--add JSON]... [--json FILE]
-        [--markdown FILE]
+        [--keep FOLDER] [--markdown FILE]
 
 Layout of FOLDER as for `benchmarks.zoo`. `--add` puts results of earlier runs into the table, so that one model can be
 measured at a time. Load time and peak memory are those of a fresh process that imports only onnxruntime and opens the
 file; the latency ratio is graphopt's own, paired. The column of zstd compares what is left of both files at level 19.
+That of integer kernels counts them in the graph that ONNX Runtime runs: of the result with plain weights, and of the
+result. That of packing is wall time and peak memory of the command.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ import zstandard
 
 from benchmarks.process import measure
 from benchmarks.zoo import Row, compress
+from graphopt.passes.pack.unpack import unpack
+from graphopt.reader import load
+from graphopt.runtime.session import op_counts, optimized_model
 
 MODES = (
     "fold,share,prune:ratio=0.3,pack",
@@ -34,6 +39,14 @@ MODES = (
     "fold,share,pack:bits=auto",
 )
 _ZSTD = 19  # level: what a download server would take
+_INTEGER = (
+    "QLinear",
+    "QGemm",
+    "Integer",
+    "DynamicQuantizeMatMul",
+    "MatMulNBits",
+    "QAttention",
+)  # parts of kernels' names
 _OPENINGS = 5  # fresh processes a file; the median counts
 _OPEN = """
 import sys, time
@@ -70,6 +83,7 @@ class Result:
         after: Opening the result; None if there is none.
         zstd_before: Bytes of the input after zstd.
         zstd_after: Bytes of the result after zstd.
+        kernels: Integer kernels that run, of the result with plain weights and of the result.
     """
 
     mode: str
@@ -78,6 +92,7 @@ class Result:
     after: Loading | None
     zstd_before: int | None = None
     zstd_after: int | None = None
+    kernels: tuple[int, int] = (0, 0)
 
 
 @click.command()
@@ -87,6 +102,7 @@ class Result:
 @click.option("--evaluator", "assigned", multiple=True, help="NAME=X: judge model NAME with eval_X.py.")
 @click.option("--max-drop", default="1%", show_default=True)
 @click.option("--add", "earlier", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep the results here.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
 def main(
@@ -96,6 +112,7 @@ def main(
     assigned: tuple[str, ...],
     max_drop: str,
     earlier: tuple[Path, ...],
+    keep: Path | None,
     json_file: Path | None,
     markdown: Path | None,
 ) -> None:
@@ -103,17 +120,14 @@ def main(
     evaluators = dict(item.split("=", 1) for item in assigned)
     results = [result for path in earlier for result in read(path)]
     with tempfile.TemporaryDirectory() as scratch:
+        target = keep or Path(scratch)
+        target.mkdir(parents=True, exist_ok=True)
         for model in sorted((folder / "models").glob("*.onnx")):
-            if not fnmatch.fnmatch(model.stem, only):
-                continue
-            before, dense = loading(model), compressed_bytes(model)
-            for mode in modes:
-                row = compress(folder, model, Path(scratch), mode, max_drop, evaluators.get(model.stem))
-                output = Path(scratch) / model.name
-                made = row.status == 0
-                after = loading(output) if made else None
-                results.append(Result(mode, row, before, after, dense, compressed_bytes(output) if made else None))
-                click.echo(line(results[-1]), err=True)
+            if fnmatch.fnmatch(model.stem, only):
+                for mode in modes:
+                    row = compress(folder, model, target, mode, max_drop, evaluators.get(model.stem))
+                    results.append(measured(mode, row, model, target / model.name))
+                    click.echo(line(results[-1]), err=True)
     table = render(results, max_drop)
     click.echo(table)
     if markdown is not None:
@@ -132,9 +146,30 @@ def read(path: Path) -> list[Result]:
             None if item["after"] is None else Loading(**item["after"]),
             item.get("zstd_before"),
             item.get("zstd_after"),
+            tuple(item.get("kernels", (0, 0))),
         )
         for item in json.loads(path.read_text())
     ]
+
+
+def measured(mode: str, row: Row, model: Path, output: Path) -> Result:
+    """Return what can be seen of a model and what became of it."""
+    before, dense = loading(model), compressed_bytes(model)
+    if row.status != 0:
+        return Result(mode, row, before, None, dense)
+    return Result(mode, row, before, loading(output), dense, compressed_bytes(output), integer_kernels(output))
+
+
+def integer_kernels(path: Path) -> tuple[int, int]:
+    """Return how many integer kernels run of a model with plain weights, and of the model as it is."""
+    model = load(path)
+    plain = model.copy()
+    unpack(plain)
+    first, second = (
+        sum(count for op, count in op_counts(optimized_model(each)).items() if any(part in op for part in _INTEGER))
+        for each in (plain, model)
+    )
+    return first, second
 
 
 def loading(model: Path) -> Loading:
@@ -156,7 +191,7 @@ def line(result: Result) -> str:
     """Return one line of the table."""
     row, before, after = result.row, result.before, result.after
     if after is None or row.after_bytes is None:
-        return f"| {row.model} | {result.mode} | FAILED: {row.message} | | | | | | |"
+        return f"| {row.model} | {result.mode} | FAILED: {row.message} | | | | | | | | |"
     latency = "-" if row.latency is None else "{:.2f} ({:.2f}-{:.2f})".format(*row.latency)
     first, last = row.metric_before or {}, row.metric_after or {}
     cells = (
@@ -167,8 +202,10 @@ def line(result: Result) -> str:
         f"{after.seconds / before.seconds:.2f} ({before.seconds:.3f} -> {after.seconds:.3f} s)",
         f"{after.peak_bytes / before.peak_bytes:.2f}",
         latency,
+        "{} -> {}".format(*result.kernels) if any(result.kernels) else "-",
         ", ".join(f"{key} {first[key]:.4g} -> {last[key]:.4g}" for key in first) or "-",
-        "; ".join(row.steps) + f" ({row.seconds:.0f} s)",
+        "; ".join(row.steps),
+        f"{row.seconds:.0f} s, {row.peak_bytes / 1e6:.0f} MB",
     )
     return "| " + " | ".join(cells) + " |"
 
@@ -176,8 +213,9 @@ def line(result: Result) -> str:
 def render(results: Iterable[Result], max_drop: str) -> str:
     """Return the Markdown table."""
     results = list(results)
-    head = "| model | passes | file | zstd -19 | load time | load memory | latency (95 %) | metric | steps |"
-    table = (f"`--max-drop {max_drop}`", "", head, "|" + "---|" * 9, *(line(result) for result in results))
+    columns = ("model", "passes", "file", "zstd -19", "load time", "load memory", "latency (95 %)", "integer kernels")
+    head = "| " + " | ".join((*columns, "metric", "steps", "packing")) + " |"
+    table = (f"`--max-drop {max_drop}`", "", head, "|" + "---|" * 11, *(line(result) for result in results))
     return "\n".join((*table, "", *means(results)))
 
 
