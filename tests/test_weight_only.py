@@ -173,6 +173,16 @@ def test_tied_tables_stay_tied(form: str, bits: int) -> None:
     ] == ["table_codes"]
 
 
+@every_form
+@both_widths
+@pytest.mark.parametrize("block", [0, 32])
+def test_rows_of_tables_keep_their_length(form: str, bits: int, block: int) -> None:
+    """GatherBlockQuantized hands out whole blocks: 40 columns would become 48 or 64."""
+    proto = filled(TIED.replace("64]", "40]").replace("[64,", "[40,"))
+    result, _ = compressed(proto, samples=False, bits=bits, block=block, form=form)
+    assert error(proto, result) < (0.05 if bits == 4 else 1e-3)
+
+
 def test_tables_are_read_in_their_codes() -> None:
     result, _ = compressed(filled(TIED), samples=False, bits=4, block=32, form="nbits")
     found = nodes(result)

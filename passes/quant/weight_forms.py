@@ -71,7 +71,9 @@ class Writer:
 
     def write(self, weight: Weight, integers: Integers) -> None:
         """Let all users of a weight read its codes."""
-        if self._form == "nbits" and all(_has_kernel(use) for use in weight.uses):
+        block = kernel_block(integers.codes.shape[2], integers.block, self._bits)
+        whole = integers.codes.shape[2] % block == 0
+        if self._form == "nbits" and all(_has_kernel(use, whole=whole) for use in weight.uses):
             self._kernels(weight, integers)
         elif self._form == "qdq" and all(self._takes_dequantized(use) for use in weight.uses):
             self._dequantized(weight, integers)
@@ -289,10 +291,10 @@ def _repeated(per_block: np.ndarray, count: int) -> np.ndarray:
     return np.repeat(per_block, count, axis=1) if per_block.shape[1] == 1 else per_block
 
 
-def _has_kernel(use: Use) -> bool:
-    """Whether ONNX Runtime has a kernel that reads codes in this place."""
+def _has_kernel(use: Use, *, whole: bool) -> bool:
+    """Whether ONNX Runtime has a kernel that reads codes in this place; rows of a table come out in whole blocks."""
     if use.role != "matrix":
-        return use.role == "table"
+        return use.role == "table" and whole
     return _is_plain(use.node) and len(use.node.inputs[0].shape or ()) >= 2
 
 
