@@ -19,7 +19,7 @@ from graphopt.passes.prune.channels.plan import Plan, make_plan
 from graphopt.samples import random_samples
 from graphopt.shapes import infer_shapes, shapes_for
 from graphopt.targets import get_target
-from tests.channel_models import WIDE
+from tests.channel_models import WIDE, Text
 from tests.helpers import outputs_of, parse, random_feeds
 
 
@@ -126,3 +126,23 @@ def test_dead_channels_go_whatever_the_ratio() -> None:
     assert shapes["h"][0] == 16
     assert report.metrics["channels"] == 8
     assert error_of(model, smaller) < 1e-6
+
+
+def test_a_layer_of_which_too_little_is_seen_is_not_fitted() -> None:
+    """What reads pooled values sees one of them a sample: fewer than it has inputs."""
+    text = Text(
+        "float[1, 3, 8, 8] x",
+        "float[1, 4, 8, 8] y",
+        "h = Conv(x, e, eb) r = Relu(h) p = GlobalAveragePool(r) q = Conv(p, w, wb) s = Mul(r, q) y = Conv(s, f, fb)",
+        e=(40, 3, 1, 1),
+        eb=(40,),
+        w=(40, 40, 1, 1),
+        wb=(40,),
+        f=(4, 40, 1, 1),
+        fb=(4,),
+    )
+    _, _, report = pruned(text.text, of="macs", ratio=0.2)
+    reasons = [item.reason for item in report.skipped if "too few to fit" in item.reason]
+    assert len(reasons) == 1
+    assert reasons[0].startswith("the samples have 16 observations of its ")
+    assert report.metrics["fitted"] == 2
