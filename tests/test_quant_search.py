@@ -19,7 +19,7 @@ from graphopt.passes.quant.costs import measured_costs
 from graphopt.passes.quant.cut import IMPLIES, cheapest
 from graphopt.passes.quant.errors import OutputError, hardest, squared_errors
 from graphopt.passes.quant.forms import Plan
-from graphopt.passes.quant.judged import Judged, fastest_first
+from graphopt.passes.quant.judged import Judged, Lineup
 from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.ranges import affine
@@ -140,13 +140,22 @@ def test_the_hardest_samples_are_among_those_looked_at() -> None:
     assert any(np.array_equal(item["x"], samples[5]["x"]) for item in chosen)
 
 
-def test_of_equally_fast_candidates_the_first_is_tried_first() -> None:
-    def judged(label: str, speed: float) -> Judged:
-        candidate = Candidate(Plan(label, frozenset(), frozenset(), "mse"), build(), 1, Audit({}, {}, 0, 0))
-        return Judged(candidate, None, Ratio(speed, speed, speed, 5))
+def test_candidates_come_from_the_fastest_on_and_what_cannot_be_fast_is_never_made() -> None:
+    speeds = {"a": 0.52, "b": 0.5, "c": 0.4, "d": 0.51, "e": 0.9, "f": 0.6}
+    least = {**dict.fromkeys("abcd", 0.2), "e": 0.8, "f": 0.45}
+    made: list[str] = []
 
-    items = [judged("a", 0.52), judged("b", 0.5), judged("c", 0.4), judged("d", 0.51)]
-    assert [item.candidate.plan.label for item in fastest_first(items)] == ["c", "a", "b", "d"]
+    def timed(plan: Plan) -> Judged:
+        made.append(plan.label)
+        speed = speeds[plan.label]
+        return Judged(Candidate(plan, build(), 1, Audit({}, {}, 0, 0)), None, Ratio(speed, speed, speed, 5))
+
+    plans = [Plan(label, frozenset(), frozenset(), "mse") for label in speeds]
+    lineup = Lineup(plans, lambda plan: least[plan.label], timed)
+    order = [item for _ in range(4) if (item := lineup.after(None)) is not None]
+    assert [item.candidate.plan.label for item in order] == ["c", "a", "b", "d"], "equals in the order of the plans"
+    assert lineup.after(order[3]) is None
+    assert "".join(made) == "abcdf", "0.8 is far behind 0.51"
 
 
 def test_every_node_that_runs_has_a_time() -> None:

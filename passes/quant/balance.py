@@ -37,6 +37,7 @@ class Balance:
         sizes: Elements of a tensor, by name.
         saved: Bytes saved by each node, as a fraction of the model.
         harms: Error of each rounding.
+        wanted: Whether all of the plan is known to be as fast as any part of it, so that no node gains by being float.
     """
 
     plan: Plan
@@ -46,6 +47,7 @@ class Balance:
     sizes: Mapping[str, int]
     saved: Mapping[int, float]
     harms: Mapping[Rounding, float]
+    wanted: bool = False
 
     @property
     def seconds(self) -> float:
@@ -60,7 +62,7 @@ class Balance:
         at_run_time = self.plan.dynamic | self.plan.blocks
         for position in {unit.position for unit in self.placement.units} | at_run_time:
             gain = self.costs.real.get(position, 0.0) - self.costs.integer.get(position, 0.0)
-            gain += BYTES * self.seconds * self.saved.get(position, 0.0)
+            gain = (max(gain, 0.0) if self.wanted else gain) + BYTES * self.seconds * self.saved.get(position, 0.0)
             alone["node", position] = price * weights.get((position, position in at_run_time), 0.0) - gain
         self._add_tensors(alone, pairs, price)
         chosen = cheapest(alone, pairs)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from graphopt.evaluate import Drop
 from graphopt.passes.quant.candidate import Candidate
+from graphopt.passes.quant.forms import Plan
 from graphopt.runtime.timing import Ratio
 
 WORTH = 0.1  # of the weights' bytes saved is worth an int8 model that is about as fast
@@ -23,17 +24,24 @@ class Judged:
         latency: Time over that of the float model; None where the target is not this machine.
         left: By position of each node that was left float, why: its share of the error of the largest plan, a fraction,
             or None where it was for speed.
+        whole: Time before nodes were left float to hold the limit, over that of the float model; None if none were.
     """
 
     candidate: Candidate
     drop: Drop | None
     latency: Ratio | None
     left: dict[int, float | None] = field(default_factory=dict)
+    whole: float | None = None
 
     @property
     def speed(self) -> float:
         """Time over that of the float model; 1 where it cannot be measured."""
         return self.latency.median if self.latency is not None else 1.0
+
+    @property
+    def speed_of_all(self) -> float:
+        """Time with all of its plan in integers, over that of the float model."""
+        return self.speed if self.whole is None else self.whole
 
     @property
     def loss(self) -> float:
@@ -61,9 +69,32 @@ def better(item: Judged, other: Judged | None) -> bool:
     return item.drop.value < other.drop.value
 
 
-def fastest_first(items: Iterable[Judged]) -> Iterator[Judged]:
-    """Yield candidates from the fastest to the slowest; those that are as fast in the order that they have."""
-    waiting = list(items)
-    while waiting:
-        fast = min(item.speed for item in waiting) + EQUAL
-        yield waiting.pop(next(index for index, item in enumerate(waiting) if item.speed <= fast))
+class Lineup:
+    """Plans that wait to be judged, the fastest first; those that are as fast in the order that they have.
+
+    A plan is made and timed only once it may be the fastest, going by the time that its nodes cannot save.
+
+    Args:
+        plans: What waits.
+        least: Time that a plan takes at least, over that of the float model.
+        timed: Makes a plan and times it.
+    """
+
+    def __init__(self, plans: Iterable[Plan], least: Callable[[Plan], float], timed: Callable[[Plan], Judged]) -> None:
+        self._waiting: list[tuple[float, Plan | Judged]] = [(least(plan), plan) for plan in plans]
+        self._timed = timed
+
+    def after(self, best: Judged | None) -> Judged | None:
+        """Return the next candidate, None if none can be better than the best so far."""
+        while self._waiting:
+            fast = min(speed for speed, _ in self._waiting) + EQUAL
+            if best is not None and fast > best.speed + 2 * EQUAL:
+                return None
+            index = next(index for index, (speed, _) in enumerate(self._waiting) if speed <= fast)
+            item = self._waiting[index][1]
+            if isinstance(item, Judged):
+                del self._waiting[index]
+                return item
+            made = self._timed(item)
+            self._waiting[index] = made.speed, made
+        return None

@@ -190,6 +190,17 @@ class Workshop:
         saved = saved_bytes(placement.units, matrices, self.model.weight_bytes)
         return Balance(plan, placement, outside, costs, self._sizes, saved, harms)
 
+    def least_time(self, plan: Plan, times: list[NodeTime]) -> float:
+        """Return the part of the float model's time that is sure to stay: of nodes that other plans may take.
+
+        Args:
+            plan: The plan.
+            times: Of the nodes of the float model.
+        """
+        real = measured_costs(self.units, self.sites, self._sizes, times, ()).real
+        left = sum(seconds for position, seconds in real.items() if position not in frozenset(plan.nodes))
+        return left / max(sum(item.seconds for item in times), 1e-12)
+
     def refilled(self, plan: Plan, positions: Iterable[int], form: Fallback) -> Plan:
         """Return the plan with those of some float nodes in a form that can take it."""
         able = {site.position for site in self.sites if form == "dynamic" or site.node.op in MATRICES}

@@ -13,7 +13,7 @@ from graphopt.passes.quant.balance import Balance
 from graphopt.passes.quant.candidate import Candidate
 from graphopt.passes.quant.errors import OutputError
 from graphopt.passes.quant.forms import FALLBACKS, Plan
-from graphopt.passes.quant.judged import EQUAL, WORTH, Judged, better, fastest_first, promises
+from graphopt.passes.quant.judged import EQUAL, WORTH, Judged, Lineup, better, promises
 from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.refine import refine
 from graphopt.passes.quant.switchboard import Rounding
@@ -23,6 +23,7 @@ from graphopt.runtime.timing import Ratio
 _AIM = 0.9  # of the limit is aimed at when nodes are left float
 _MEASURED = 48  # runs that tell where the error comes from, about
 _TRIES = 5  # plans with nodes left float whose loss is measured
+_FAR = 2.0  # times the limit: a loss that is likely to be more is not measured
 _EASED = 1.6  # times the error that held the limit may hold it as well; so much more is tried
 
 
@@ -60,9 +61,10 @@ class Search:
         """
         judged: list[Judged] = []
         best: Judged | None = None
-        for item in fastest_first(map(self._timed, plans)):
+        lineup = Lineup(plans, self._least_time, self._timed)
+        while (item := lineup.after(best)) is not None:
             if item.candidate.changed and self.pays(item) and (best is None or promises(item, best)):
-                item = self._held(item, thin=best is None or item.speed < best.speed - EQUAL)
+                item = self._held(item, thin=best is None or item.speed < best.speed_of_all - EQUAL)
                 if self._holds(item.drop) and item.candidate.changed and self.pays(item) and better(item, best):
                     best = item
             judged.append(item)
@@ -87,6 +89,11 @@ class Search:
         """Return the size of a model's file."""
         return self._scale.weigh(model).nbytes
 
+    def _least_time(self, plan: Plan) -> float:
+        if self.measure_nodes is None:
+            return 0.0
+        return self.workshop.least_time(plan, self.measure_nodes(self.workshop.model))
+
     def _timed(self, plan: Plan) -> Judged:
         """Make a plan, without the nodes that integers slow down by more than their bytes are worth."""
         item = self._made(plan)
@@ -109,29 +116,40 @@ class Search:
 
     def _held(self, item: Judged, *, thin: bool) -> Judged:
         """Measure the loss; where it is too large and `thin`, smooth, choose ranges again, then leave nodes float."""
-        drop = self.measure_drop(item.candidate.model)
-        failed = Judged(item.candidate, drop, item.latency, item.left)
-        if self._holds(drop) or not thin:
+        failed = replace(item, drop=self.measure_drop(item.candidate.model))
+        if self._holds(failed.drop) or not thin:
             return failed
         plan = item.candidate.plan
-        self.workshop.smooth(plan.nodes)
-        if len(self.workshop.smoothings) > item.candidate.smoothings:  # for another plan, perhaps
-            candidate = self.workshop.make(plan)
-            latency = self.measure_latency(self.float_model, candidate.model)
-            failed = Judged(candidate, self.measure_drop(candidate.model), latency, item.left)
-            if self._holds(failed.drop):
-                return failed
-        error = self.error(failed.candidate.model)
+        error = self.error(item.candidate.model)
         if error is None:
             return failed
+        share = failed.loss / max(error(item.candidate.model), 1e-12)
+        self.workshop.smooth(plan.nodes)
+        if len(self.workshop.smoothings) > item.candidate.smoothings:  # for another plan, perhaps
+            failed = self._again(failed, error, share)
+            if self._holds(failed.drop):
+                return failed
         with self.workshop.switchboard(plan, error) as board:
             harms = attribute(board.roundings, board.error, _MEASURED)
             if refine(self.workshop, plan, board, harms):
-                candidate = self.workshop.make(plan)
-                failed = replace(failed, candidate=candidate, drop=self.measure_drop(candidate.model))
+                failed = self._again(failed, error, share)
                 if self._holds(failed.drop):
                     return failed
         return self._thinned(failed, harms)
+
+    def _again(self, failed: Judged, error: OutputError, share: float) -> Judged:
+        """Make a plan again, with other weights and ranges, and measure its loss if it may hold the limit now.
+
+        Args:
+            failed: The plan as it was.
+            error: On the samples that it did worst on.
+            share: Loss over that error.
+        """
+        candidate = self.workshop.make(failed.candidate.plan)
+        if share * error(candidate.model) > _FAR * self.limit:
+            return replace(failed, candidate=candidate)
+        latency = self.measure_latency(self.float_model, candidate.model)
+        return replace(failed, candidate=candidate, drop=self.measure_drop(candidate.model), latency=latency)
 
     def _thinned(self, failed: Judged, harms: dict[Rounding, float]) -> Judged:
         """Leave the nodes float that the error comes from, as few as it takes.
@@ -164,7 +182,7 @@ class Search:
         if held is None:
             return failed
         latency = self.measure_latency(self.float_model, held.candidate.model)
-        held = replace(held, latency=latency)
+        held = replace(held, latency=latency, whole=failed.speed)
         return held if self.asked_for else self._filled(held, failed.candidate.plan)
 
     def _filled(self, held: Judged, tried: Plan) -> Judged:
@@ -185,7 +203,7 @@ class Search:
                 continue
             latency = self.measure_latency(self.float_model, candidate.model)
             left = {position: share for position, share in best.left.items() if position not in candidate.plan.nodes}
-            item = Judged(candidate, drop, latency, left)
+            item = replace(best, candidate=candidate, drop=drop, latency=latency, left=left)
             best = item if self.pays(item) and better(item, best) else best
         return best
 
