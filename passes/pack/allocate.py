@@ -10,6 +10,7 @@ import numpy as np
 from graphopt.passes.pack.bits import plane_widths
 
 LEAST, MOST = 3, 8  # bits of a weight; with fewer than 3 the loss is not what 4 bits let expect
+_SLOW = 7  # bits that take long to decode, in three planes
 MEASURED = 4  # bits at which losses are measured
 _NODE_BYTES = 80  # of a decoder's node, roughly
 _STEP = 0.125  # bits; a finer search would tell apart what samples do not
@@ -29,7 +30,7 @@ def allocate(losses: Sequence[float], sizes: Sequence[int], mean_bits: float) ->
         sizes: Elements.
         mean_bits: Bits of a weight on average, which limits the bytes of all.
     """
-    choices = np.arange(min(LEAST, math.floor(mean_bits)), MOST + 1)
+    choices = np.setdiff1d(np.arange(min(LEAST, math.floor(mean_bits)), MOST + 1), [_SLOW])
     count = np.asarray(sizes, np.float64)[:, None]
     lost = _known_losses(losses, sizes)[:, None] * 4.0 ** (MEASURED - choices)
     nbytes = count * choices / 8 + [_decoder_bytes(int(bits)) for bits in choices]
