@@ -72,6 +72,9 @@ FUNCTIONS = {
     "ReduceMean": "b = ReduceMean<keepdims=0>(a, one_axis)  c = Tanh(b)  d = Unsqueeze(c, one_axis)  y = Mul(a, d)",
     "ReduceSum": "b = ReduceSum(a, one_axis)  y = Mul(a, b)",
     "MaxPool": "b = Reshape(a, p)  c = MaxPool<kernel_shape=[3], strides=[3]>(b)  d = Squeeze(c, i)  y = Mul(a, d)",
+    "ReduceMax": "b = ReduceMax(a, one_axis)  y = Mul(a, b)",
+    "ReduceL2": "b = ReduceL2<keepdims=0>(a, one_axis)  c = Unsqueeze(b, one_axis)  y = Mul(a, c)",
+    "Max": "b = Max(a, low)  y = Min(b, high)",
     "residual": "b = Tanh(a)  c = MatMul(b, v2)  y = Add(c, a)",
     "two products": "b = Transpose(a)  c = MatMul(a, b)  y = MatMul(c, a)",
 }

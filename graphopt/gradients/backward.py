@@ -38,6 +38,8 @@ _RULES: dict[str, Rule] = {
     "LayerNormalization": layer_norm,
     "MatMul": product,
     "MaxPool": largest,
+    "ReduceL2": summed,
+    "ReduceMax": summed,
     "ReduceMean": summed,
     "ReduceSum": summed,
     "Reshape": reshaped,

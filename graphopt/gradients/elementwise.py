@@ -44,6 +44,15 @@ def power(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | No
     return [tape.op("Mul", gradient, slope), None]
 
 
+def extreme(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """``y = max(a, b)``: dy to the one that it is; the same for the smallest."""
+    output, found = node.outputs[0], list[gs.Tensor | None]()
+    for item in node.inputs:
+        chosen = tape.op("Mul", gradient, tape.where(tape.op("Equal", item, output)))
+        found.append(tape.unbroadcast(chosen, item, output))
+    return found
+
+
 def sloped(slope: Slope) -> Rule:
     """Return the rule of a function of one tensor, ``dx = dy f'(x)``, which declines where there is no slope."""
 
@@ -141,6 +150,8 @@ ELEMENTWISE: dict[str, Rule] = {
     "Sum": addition,
     "Mul": multiplication,
     "Div": division,
+    "Max": extreme,
+    "Min": extreme,
     "Pow": power,
     "Relu": sloped(relu),
     "Clip": sloped(clip),

@@ -43,8 +43,12 @@ def picked(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | N
 
 
 def summed(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
-    """A sum gives dy to all of its parts, a mean the same over their number."""
-    image, rank = node.inputs[0], len(tape.shape(node.inputs[0]))
+    """A sum gives dy to all of its parts, a mean the same over their number.
+
+    The largest element gets all of it, and of a length each gets ``dy x / y``.
+    """
+    image, output, rest = node.inputs[0], node.outputs[0], [None] * (len(node.inputs) - 1)
+    rank = len(tape.shape(image))
     if node.op == "GlobalAveragePool":
         axes = list(range(2, rank))
     elif "axes" in node.attrs:
@@ -55,11 +59,16 @@ def summed(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | N
         return None
     if not node.attrs.get("keepdims", 1) and node.op != "GlobalAveragePool":
         gradient = tape.op("Unsqueeze", gradient, np.array(sorted(axis % rank for axis in axes)))
+        output = tape.op("Unsqueeze", output, np.array(sorted(axis % rank for axis in axes)))
+    if node.op == "ReduceMax":
+        return [tape.op("Mul", gradient, tape.where(tape.op("Equal", image, output))), *rest]
+    if node.op == "ReduceL2":
+        return [tape.op("Mul", image, tape.op("Div", gradient, output)), *rest]
     spread = tape.op("Expand", gradient, tape.op("Shape", image))
     if node.op != "ReduceSum":
         sizes = (tape.op("Cast", tape.op("Size", item), to=1) for item in (node.outputs[0], image))
         spread = tape.op("Mul", spread, tape.op("Div", *sizes))
-    return [spread, *[None] * (len(node.inputs) - 1)]
+    return [spread, *rest]
 
 
 def largest(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
