@@ -15,7 +15,8 @@ from graphopt.evaluate import Evaluator
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.quant import Quant
-from graphopt.passes.quant.weight_forms import kernel_block, packed_codes
+from graphopt.passes.quant.weight_decoder import packed_codes
+from graphopt.passes.quant.weight_forms import kernel_block
 from graphopt.runtime.session import op_counts, optimized_model
 from graphopt.samples import random_samples
 from graphopt.shapes import infer_shapes

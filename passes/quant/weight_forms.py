@@ -7,25 +7,22 @@
     DequantizeLinear in front of the plain operator, for any runtime. ONNX Runtime turns that into MatMulNBits for
     matrices (those with a bias only in blocks), and decodes all other weights again in each run.
 ``load``
-    Cast (8 bits) or Gather (4 bits: each byte picks a pair of levels), then Mul with the scales. This hangs from
-    initializers only, so constant folding evaluates it once, at load, and what runs is the float model.
+    Decoded once, at load, so that the float model runs; see `weight_decoder`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.compensate import Integers
 from graphopt.ir.clean import disconnect
-from graphopt.ir.exporter import unique_name
-from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 from graphopt.model import Model
+from graphopt.passes.quant.weight_decoder import Decoder, packed_codes
 from graphopt.passes.quant.weight_sites import Use, Weight
 
 Format = Literal["nbits", "qdq", "load"]
@@ -53,7 +50,7 @@ def refusal(form: Format, bits: int, block: int, opset: int) -> str:
     return ""
 
 
-class Writer:
+class Writer(Decoder):
     """Replaces weights by what stores them.
 
     Args:
@@ -63,11 +60,8 @@ class Writer:
     """
 
     def __init__(self, model: Model, bits: int, form: Format) -> None:
-        self._model = model
-        self._taken = tensor_names(model.graph)
-        self._bits = bits
+        super().__init__(model, bits)
         self._form = form
-        self._common: dict[str, gs.Constant] = {}
 
     def write(self, weight: Weight, integers: Integers) -> None:
         """Let all users of a weight read its codes."""
@@ -78,7 +72,7 @@ class Writer:
         elif self._form == "qdq" and all(self._takes_dequantized(use) for use in weight.uses):
             self._dequantized(weight, integers)
         else:
-            _redirect(weight.constant, self._decoded(weight, integers))
+            _redirect(weight.constant, self.decoded(weight, integers))
 
     def _takes_dequantized(self, use: Use) -> bool:
         """Whether ONNX Runtime has no trouble with DequantizeLinear in front of this reading of a weight.
@@ -179,90 +173,6 @@ class Writer:
         ]
         return stored, f"{weight.constant.name}_decoded", attrs
 
-    def _decoded(self, weight: Weight, integers: Integers) -> gs.Tensor:
-        """Add a decoder that constant folding evaluates, and return what takes the place of the weight."""
-        groups, rows, inputs = integers.codes.shape
-        name, graph = weight.constant.name, self._model.graph
-        count = integers.scale.shape[-1]
-        codes = np.zeros((groups * rows, count * integers.block), np.int16)
-        codes[:, :inputs] = integers.codes.reshape(groups * rows, inputs)
-        values = self._reshape(self._levels(weight, codes, signed=integers.zero is None), [-1, count, integers.block])
-        if integers.zero is not None:
-            points = self._stored(weight, "zero_points", integers.zero.reshape(-1, count, 1).astype(np.uint8))
-            values = self._node(graph, "Sub", [values, self._float(points)], f"{name}_centred")
-        scales = self._stored(weight, "scales", integers.scale.reshape(-1, count, 1))
-        values = self._reshape(self._node(graph, "Mul", [values, scales], f"{name}_scaled"), [groups * rows, -1])
-        if codes.shape[1] > inputs:
-            bounds = [self._shared(f"{end}", np.array([end])) for end in (0, inputs, 1)]
-            values = self._node(graph, "Slice", [values, *bounds], f"{name}_cut")
-        return self._shaped(weight, values)
-
-    def _levels(self, weight: Weight, codes: np.ndarray, *, signed: bool) -> gs.Tensor:
-        """Return a decoder of codes to whole numbers in float, in order but of any shape.
-
-        An odd number of codes is stored in whole bytes: the half byte left over would have to be cut off.
-        """
-        if self._bits == 8 or codes.size % 2:
-            return self._float(self._stored(weight, "codes", codes.astype(np.int8 if signed else np.uint8)))
-        pairs = np.arange(256)[:, None] >> np.array([0, 4]) & 15
-        levels = self._float(self._shared(f"levels{int(signed)}", (pairs - 8 * signed).astype(np.int8)))
-        packed = packed_codes((codes + 8 * signed).reshape(1, -1), 4)
-        kind = {"to": int(onnx.TensorProto.INT32)}
-        stored = self._stored(weight, "codes", packed.ravel())
-        index = self._node(self._model.graph, "Cast", [stored], f"{stored.name}_index", kind)
-        return self._node(self._model.graph, "Gather", [levels, index], f"{stored.name}_levels")
-
-    def _shaped(self, weight: Weight, values: gs.Tensor) -> gs.Tensor:
-        """Return decoded rows in the shape of the weight."""
-        values = self._reshape(values, weight.shape)
-        if weight.turned:
-            values = self._node(
-                self._model.graph, "Transpose", [values], f"{weight.constant.name}_turned", {"perm": [1, 0]}
-            )
-        values.dtype, values.shape = np.dtype(np.float32), list(weight.constant.shape)
-        return values
-
-    def _float(self, tensor: gs.Tensor) -> gs.Tensor:
-        kind = {"to": int(onnx.TensorProto.FLOAT)}
-        return self._node(self._model.graph, "Cast", [tensor], f"{tensor.name}_float", kind)
-
-    def _reshape(self, tensor: gs.Tensor, shape: Sequence[int]) -> gs.Tensor:
-        wanted = self._shared("shape_" + "_".join(map(str, shape)), np.array(shape))
-        return self._node(self._model.graph, "Reshape", [tensor, wanted], f"{tensor.name}_shaped")
-
-    def _stored(self, weight: Weight, suffix: str, values: np.ndarray) -> gs.Constant:
-        return Constant(unique_name(f"{weight.constant.name}_{suffix}", self._taken), np.ascontiguousarray(values))
-
-    def _shared(self, name: str, values: np.ndarray) -> gs.Constant:
-        """Return a small constant that all decoders have in common."""
-        if name not in self._common:
-            self._common[name] = Constant(unique_name(f"decode/{name}", self._taken), values)
-        return self._common[name]
-
-    def _variable(self, name: str) -> gs.Variable:
-        return Variable(unique_name(name, self._taken))
-
-    def _node(
-        self, scope: gs.Graph, op: str, inputs: Sequence[gs.Tensor], name: str, attrs: Mapping[str, Any] | None = None
-    ) -> gs.Tensor:
-        output = self._variable(name)
-        self._append(scope, op, inputs, output, attrs)
-        return output
-
-    def _append(
-        self,
-        scope: gs.Graph,
-        op: str,
-        inputs: Sequence[gs.Tensor],
-        output: gs.Tensor,
-        attrs: Mapping[str, Any] | None = None,
-        *,
-        domain: str | None = None,
-    ) -> None:
-        node = Node(op, f"{output.name}/{op}", dict(attrs or {}), list(inputs), [output])
-        node.domain = domain
-        scope.nodes.append(node)
-
 
 def kernel_block(inputs: int, block: int, bits: int) -> int:
     """Return the block of a kernel's codes: a power of two, the wanted one, or for one scale a row the cheapest.
@@ -275,15 +185,6 @@ def kernel_block(inputs: int, block: int, bits: int) -> int:
     if block < inputs:
         return block
     return min(_KERNEL_BLOCKS, key=lambda size: (-(-inputs // size) * (size * bits // 8 + 4), -size))
-
-
-def packed_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Return codes [rows, count] as bytes, uint8 [rows, bytes]; of two codes of 4 bits the first is the lower half."""
-    codes = codes.astype(np.uint8)
-    if bits == 8:
-        return codes
-    even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
-    return np.asarray(even[:, 0::2] | even[:, 1::2] << 4)
 
 
 def _repeated(per_block: np.ndarray, count: int) -> np.ndarray:
