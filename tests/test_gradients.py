@@ -165,3 +165,25 @@ def test_nothing_is_said_of_what_lies_before_an_unknown_operator() -> None:
     found = add_gradients(tape, [(output, tape.const(np.ones((2, 3), np.float32)))], weights)
     assert set(found.of) == {"v2"}
     assert len(found.stops) == 2  # the operator, and what leads to it
+
+
+def test_sizes_may_differ_from_sample_to_sample() -> None:
+    """Shapes are looked at on one sample only."""
+    text = """m (float[1,4,H,W] x) => (float[1,4,I,J] y) {
+        a = Conv<group = 4, pads = [1,1,1,1], strides = [2,2]>(x, w)  b = HardSwish(a)  c = Conv(b, v)
+        d = GlobalAveragePool(c)  y = Mul(c, d)
+    }"""
+    model = model_of(text, w=random(4, 1, 3, 3), v=random(4, 4, 1, 1, seed=1))
+    infer_shapes(model)
+    output, feeds = model.graph.outputs[0], {"x": random(1, 4, 9, 12)}
+    tape = Tape(model.graph, shapes_for(model, feeds))
+    weights = [item for item in constants(model.graph) if item.name in ("w", "v")]
+    found = add_gradients(tape, [(output, output)], weights)
+    model.graph.outputs = list(found.of.values())
+    for tensor in model.graph.outputs:
+        tensor.dtype = np.float32
+    with open_session(model) as session:
+        for shape in ((9, 12), (6, 5), (17, 3)):
+            gradients = list(session.run({"x": random(1, 4, *shape)}).values())
+            assert sorted(item.shape for item in gradients) == [(4, 1, 3, 3), (4, 4, 1, 1)]
+            assert all(np.isfinite(item).all() and item.any() for item in gradients)

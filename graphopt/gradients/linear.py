@@ -94,8 +94,9 @@ def _of_kernel(tape: Tape, node: gs.Node, gradient: gs.Tensor, geometry: Geometr
     if inputs > 1 or outputs != geometry.group:
         return None
     batch, channels, *size = tape.shape(image)
-    wide = tape.op("Reshape", image, np.array([1, batch * channels, *size]))
-    narrow = tape.op("Reshape", gradient, np.array([batch * channels, 1, *tape.shape(node.outputs[0])[2:]]))
+    same = [0] * len(size)  # as many positions as there are, which may differ from sample to sample
+    wide = tape.op("Reshape", image, np.array([1, batch * channels, *same]))
+    narrow = tape.op("Reshape", gradient, np.array([batch * channels, 1, *same]))
     found = _cropped(tape, tape.op("Conv", wide, narrow, group=batch * channels, **attrs), geometry)
     return tape.like(tape.total(tape.op("Reshape", found, np.array([batch, channels, *geometry.kernel])), [0]), kernel)
 
