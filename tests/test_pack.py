@@ -540,6 +540,8 @@ def test_allocation_gives_bits_where_losses_are() -> None:
     assert allocate([0.1, 0.1], [2000, 200000], 8.0) == [8, 8]
     assert allocate([0.1, 0.1], [200000, 200000], 2.0) == [2, 2]
     assert allocate([0.0, 0.0], [200000, 200000], 4.0)[0] <= 4
+    losses = np.geomspace(1e-6, 1, 40).tolist()
+    assert 7 not in allocate(losses, [100000] * 40, 6.5), "in three planes they take long to decode"
     bits = allocate([0.1, 0.01, 0.001, 1e-5], [100000] * 4, 5.0)
     assert sum(bits) <= 20, "no more than the mean"
     assert allocate([0.1], [4096], 4.0) == [4], "a weight alone has the mean, its decoder included"
