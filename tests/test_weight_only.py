@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from graphopt.base import PassReport
+from graphopt.base import PassReport, Skip
 from graphopt.context import Context
 from graphopt.evaluate import Evaluator
 from graphopt.ir.clean import clean
@@ -17,6 +17,7 @@ from graphopt.model import Model
 from graphopt.passes.quant import Quant
 from graphopt.passes.quant.weight_decoder import packed_codes
 from graphopt.passes.quant.weight_forms import kernel_block
+from graphopt.passes.quant.weight_sites import Weight, find_weights
 from graphopt.runtime.session import op_counts, optimized_model
 from graphopt.samples import random_samples
 from graphopt.shapes import infer_shapes
@@ -202,6 +203,26 @@ def test_a_weight_of_two_layers_is_stored_once(form: str) -> None:
     assert report.changed == 1
     assert sum(item.name.startswith("w_codes") for item in result.to_proto().graph.initializer) == 1
     assert error(proto, result) < 0.05
+
+
+def test_weights_are_found_again_in_copies_whatever_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are listed by first use, and cleaning up after layers were fitted may have sorted the nodes."""
+    listed: list[list[str]] = []
+
+    def turned(model: Model) -> tuple[list[Weight], list[Skip]]:
+        weights, skipped = find_weights(model)
+        listed.append([weight.constant.name for weight in weights])
+        return weights[:: -1 if len(listed) > 1 else 1], skipped
+
+    monkeypatch.setattr("graphopt.passes.quant.weight_only.find_weights", turned)
+    proto = filled("""
+    g (float[N, 32] x) => (float[N, 32] y) <float[32, 32] a, float[32, 32] b>
+    { h = MatMul (x, a)  r = Tanh (h)  y = MatMul (r, b) }
+    """)
+    result, report = compressed(proto, bits=8, form="auto")
+    assert listed == [["a", "b"]] * 3
+    assert report.changed == 2
+    assert error(proto, result) < 1e-3
 
 
 @every_form

@@ -133,9 +133,10 @@ def _quicker(
     forms: dict[Format, Model] = {}
     for form in ("nbits", "load"):
         candidate = model.copy()
-        chosen = {weight.constant.name for weight in weights}
-        twins = [twin for twin in find_weights(candidate)[0] if twin.constant.name in chosen]
-        _write(candidate, twins, integers, options.bits, form)
+        twins: dict[str, list[Weight]] = {}
+        for twin in find_weights(candidate)[0]:  # in another order, perhaps; bodies may use a name twice
+            twins.setdefault(twin.constant.name, []).append(twin)
+        _write(candidate, [twins[item.constant.name].pop(0) for item in weights], integers, options.bits, form)
         forms[form] = candidate
     ratio = context.evaluator.latency(forms["load"], forms["nbits"], seconds=_SECONDS)
     if ratio is None:
