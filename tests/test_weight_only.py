@@ -216,7 +216,7 @@ def test_weights_are_found_again_in_copies_whatever_their_order(monkeypatch: pyt
 
     monkeypatch.setattr("graphopt.passes.quant.weight_only.find_weights", turned)
     proto = filled("""
-    g (float[N, 32] x) => (float[N, 32] y) <float[32, 32] a, float[32, 32] b>
+    g (float[N, 32] x) => (float[N, 32] y) <float[32, 64] a, float[64, 32] b>
     { h = MatMul (x, a)  r = Tanh (h)  y = MatMul (r, b) }
     """)
     result, report = compressed(proto, bits=8, form="auto")
