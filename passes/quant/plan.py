@@ -15,6 +15,7 @@ from graphopt.passes.quant.blocks import quantize_blocks, tied_tables
 from graphopt.passes.quant.calibrate import Calibration, bias_shift, extended
 from graphopt.passes.quant.candidate import Candidate, Written
 from graphopt.passes.quant.costs import measured_costs
+from graphopt.passes.quant.duplicates import share_integers
 from graphopt.passes.quant.dynamic import quantize_dynamic
 from graphopt.passes.quant.errors import OutputError
 from graphopt.passes.quant.fit import fit_weights
@@ -149,6 +150,7 @@ class Workshop:
             changed += insert(model, units, placement, parameters, self._store, self.target.convention)
         changed += merge_tables(model, tables) if tables else 0
         transpose_integers(model)
+        share_integers(model)
         return Written(model, placement, changed)
 
     def switchboard(self, plan: Plan, error: OutputError) -> Switchboard:
