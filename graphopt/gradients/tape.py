@@ -74,6 +74,8 @@ class Tape:
 
     def unbroadcast(self, gradient: gs.Tensor, tensor: gs.Tensor, output: gs.Tensor) -> gs.Tensor:
         """Return the gradient of an operand that was broadcast to the shape of an output: sums over its copies."""
+        if tensor.is_empty():  # an optional input that is left out
+            return gradient
         wide, own = self.shape(output), self.shape(tensor)
         if wide == own:
             return gradient

@@ -37,6 +37,8 @@ _BATCH = 16  # samples a step
 _RATE = 1e-3  # length of the first steps, as a part of the size of each weight
 _WARMUP = 8  # steps until they are that long
 _TINY = 1e-12
+Results = Mapping[str, Any]
+"""Values by the name of their tensor, as a `Shelf` holds them."""
 _SQUASHING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 
 
@@ -66,16 +68,21 @@ def tune(
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         shelf = Shelf(Path(folder))
         aims = _results(Side(original).between(0, len(original.graph.nodes), wanted), samples, shelf)
-        feeds = _results(side.between(0, cut, side.crossing(cut)), samples, shelf) if cut else list(samples)
-        scales = [max(float(np.mean([np.var(loaded(held[name])) for held in aims])), _TINY) for name in wanted]
+        feeds: Sequence[Results] = list(samples)
+        if cut:
+            feeds = _results(side.between(0, cut, side.crossing(cut)), samples, shelf)
+        pairs = [pair for pair in zip(feeds, aims, strict=True) if _usable(*pair)]
+        if not wanted or not pairs:
+            return 0, "there are no outputs with finite values to compare"
+        scales = [max(float(np.mean([np.var(loaded(aim[name])) for _, aim in pairs])), _TINY) for name in wanted]
         tail = side.between(cut, len(compressed.graph.nodes), wanted)
         own = {item.name: item for layer in layers for item in _own(layer, shown)}
-        objective = Objective(tail, own.keys(), scales, _loaded(feeds[0]))
+        objective = Objective(tail, own.keys(), scales, _loaded(pairs[0][0]))
         if not objective.weights:
             return 0, f"no gradients lead through {', '.join(objective.stops[:3])}"
-        before = objective.error(zip(map(_loaded, feeds), map(_loaded, aims), strict=True))
-        _descend(objective, feeds, aims, progress, rng)
-        if objective.error(zip(map(_loaded, feeds), map(_loaded, aims), strict=True)) >= before:
+        before = objective.error(map(_both, pairs))
+        _descend(objective, pairs, progress, rng)
+        if not objective.error(map(_both, pairs)) < before:
             return 0, "it comes no closer to the original"
     for constant in objective.weights:
         own[constant.name].values = constant.values
@@ -83,21 +90,16 @@ def tune(
 
 
 def _descend(
-    objective: Objective,
-    feeds: Sequence[Mapping[str, Any]],
-    aims: Sequence[Mapping[str, Any]],
-    progress: Progress,
-    rng: np.random.Generator,
+    objective: Objective, pairs: Sequence[tuple[Results, Results]], progress: Progress, rng: np.random.Generator
 ) -> None:
     """Change the weights of an objective in place, step by step, by the gradients of a few samples each."""
     adam = Adam([item.values for item in objective.weights])
     stays = [item.values != 0 for item in objective.weights]
-    steps = math.ceil(len(feeds) / _BATCH)
-    orders = [rng.permutation(len(feeds)) for _ in range(_ROUNDS)]
+    steps = math.ceil(len(pairs) / _BATCH)
+    orders = [rng.permutation(len(pairs)) for _ in range(_ROUNDS)]
     for step in progress.track(range(_ROUNDS * steps), "tune", _ROUNDS * steps):
         chosen = orders[step // steps][step % steps * _BATCH :][:_BATCH]
-        pairs = [(_loaded(feeds[index]), _loaded(aims[index])) for index in chosen]
-        gradients = [item / len(chosen) for item in objective.gradients(pairs)]
+        gradients = [item / len(chosen) for item in objective.gradients(_both(pairs[index]) for index in chosen)]
         present = [item.values for item in objective.weights]
         fresh = adam.step(present, gradients, _rate(step, _ROUNDS * steps))
         for constant, values, kept in zip(objective.weights, fresh, stays, strict=True):
@@ -136,12 +138,22 @@ def _own(layer: LinearLayer, shown: Collection[int]) -> list[gs.Constant]:
     return [item for item in constants if len(item.outputs) == 1 and item.dtype == np.float32]
 
 
-def _results(model: Model, samples: Stream, shelf: Shelf) -> list[dict[str, Any]]:
+def _results(model: Model, samples: Stream, shelf: Shelf) -> list[Results]:
     """Return what a model gives on each sample, held."""
     with open_session(model) as session:
         runs = (session.run({name: feeds[name] for name in session.inputs}) for feeds in samples)
         return [{name: shelf.put(value) for name, value in found.items()} for found in runs]
 
 
-def _loaded(held: Mapping[str, Any]) -> dict[str, Any]:
+def _usable(*held: Results) -> bool:
+    """Whether all that is held is finite and no tensor is empty."""
+    arrays = [np.asarray(value) for each in held for value in _loaded(each).values()]
+    return all(array.size and (array.dtype.kind != "f" or np.isfinite(array).all()) for array in arrays)
+
+
+def _both(pair: tuple[Results, Results]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return _loaded(pair[0]), _loaded(pair[1])
+
+
+def _loaded(held: Results) -> dict[str, Any]:
     return {name: loaded(value) for name, value in held.items()}
