@@ -26,7 +26,17 @@ import click
 from benchmarks.cpu_timing import paired_cpu_ratio
 from benchmarks.int8_race import race, write
 from benchmarks.int8_table import render
-from benchmarks.int8_tools import CALIBRATION, OURS, RACE, Outcome, Speed, best_peer, command, conversions, tools
+from benchmarks.int8_tools import (
+    CALIBRATION,
+    RACE,
+    Outcome,
+    Speed,
+    best_of_ours,
+    best_peer,
+    command,
+    conversions,
+    tools,
+)
 from benchmarks.process import Run, measure
 from benchmarks.zoo import find_evaluator, find_samples, metric_of
 from graphopt.errors import GraphoptError
@@ -83,10 +93,12 @@ def time_(folder: Path, results: Path, only: str, seconds: float) -> None:
         files = {tool: results / name / f"{tool}.onnx" for tool in made} | {"float": model}
         speeds = {tool: _speed(model, files[tool], samples, seconds) for tool in made}
         best = best_peer(outcomes(results / name), speeds)
-        ours = _speed(files[best], files[OURS], samples, seconds) if OURS in made else None
+        mine = best_of_ours(outcomes(results / name), speeds, best)
+        ours = _speed(files[best], files[mine], samples, seconds) if mine in made else None
         figures = {
             "speeds": {tool: asdict(speed) for tool, speed in speeds.items()},
             "best": best,
+            "mine": mine,
             "ours": None if ours is None else asdict(ours),
         }
         (results / name / "latency.json").write_text(json.dumps(figures, indent=1) + "\n")

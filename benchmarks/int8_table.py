@@ -47,12 +47,13 @@ def _bars(found: Found) -> Iterator[str]:
     for name, (outcomes, latency) in found.items():
         if latency is None or latency["ours"] is None or OURS not in outcomes:
             continue
-        best, ours = latency["best"], Speed(**latency["ours"])
-        losses = {tool: 100 * (outcomes["float"].score() - outcomes[tool].score()) for tool in (OURS, best)}
-        ratios = {tool: latency["speeds"].get(tool, {"median": 1.0})["median"] for tool in (OURS, best)}
+        best, mine, ours = latency["best"], latency.get("mine", OURS), Speed(**latency["ours"])
+        losses = {tool: 100 * (outcomes["float"].score() - outcomes[tool].score()) for tool in (mine, best)}
+        ratios = {tool: latency["speeds"].get(tool, {"median": 1.0})["median"] for tool in (mine, best)}
         missed = ["latency"] if ours.slower else []
-        missed += ["loss"] if losses[OURS] > max(losses[best], 0.0) + 1e-9 else []
-        cells = (name, best, *(f"{ratios[tool]:.2f}, {losses[tool]:.2f}" for tool in (best, OURS)), _ratio(ours))
+        missed += ["loss"] if losses[mine] > max(losses[best], 0.0) + 1e-9 else []
+        texts = {tool: f"{ratios[tool]:.2f}, {losses[tool]:.2f}" for tool in (best, mine)}
+        cells = (name, best, texts[best], texts[mine] + mine.removeprefix(OURS), _ratio(ours))
         yield f"| {' | '.join(cells)} | {'**missed: ' + ', '.join(missed) + '**' if missed else 'yes'} |"
 
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from benchmarks.int8_race import Lap, read, rows, write
-from benchmarks.int8_tools import Outcome, Speed, best_peer, conversions
+from benchmarks.int8_tools import Outcome, Speed, best_of_ours, best_peer, conversions
 from tests.helpers import parse
 
 HEAD = "g (float[1, 4] x) => (float[1, 4] y) <float s = {0.1}, uint8 z = {128}, float t = {0.2}>"
@@ -50,6 +50,15 @@ def test_the_fastest_peer_that_loses_a_point_at_most_must_be_beaten() -> None:
 def test_where_every_peer_is_slower_the_float_model_must_be_beaten() -> None:
     outcomes = {tool: outcome(tool, 0.9) for tool in ("float", "graphopt", "ORT static")}
     assert best_peer(outcomes, {"graphopt": speed(1.5), "ORT static": speed(1.4)}) == "float"
+
+
+def test_of_both_limits_the_faster_result_counts_that_loses_no_more_than_the_peer() -> None:
+    scores = {"float": 0.9, "graphopt": 0.9, "graphopt, 3 %": 0.896, "ORT static": 0.895}
+    outcomes = {tool: outcome(tool, score) for tool, score in scores.items()}
+    speeds = {"graphopt": speed(0.7), "graphopt, 3 %": speed(0.6), "ORT static": speed(0.65)}
+    assert best_of_ours(outcomes, speeds, "ORT static") == "graphopt, 3 %"
+    assert best_of_ours(outcomes, speeds, "float") == "graphopt"
+    assert best_of_ours({**outcomes, "graphopt": outcome("graphopt", 0.8)}, speeds, "float") == "graphopt"
 
 
 def test_a_whole_run_may_take_half_of_the_processor_time_of_entropy_calibration(tmp_path: Path) -> None:

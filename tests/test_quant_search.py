@@ -17,7 +17,7 @@ from graphopt.passes.quant.calibrate import calibrate
 from graphopt.passes.quant.candidate import Candidate
 from graphopt.passes.quant.costs import measured_costs
 from graphopt.passes.quant.cut import IMPLIES, cheapest
-from graphopt.passes.quant.errors import OutputError, hardest, squared_errors
+from graphopt.passes.quant.errors import OutputError, hardest, is_distribution, squared_errors
 from graphopt.passes.quant.forms import Plan
 from graphopt.passes.quant.judged import Judged, Lineup
 from graphopt.passes.quant.options import IntegerOptions, make_plans
@@ -125,6 +125,19 @@ def test_errors_of_other_shapes_and_values_are_infinite_or_seen() -> None:
     assert squared_errors(wanted, {"y": np.zeros((2, 3), np.float32)})["y"] == (np.inf, 4.0)
     assert squared_errors(wanted, {"y": np.zeros((2, 2), np.float32)})["y"] == (4.0, 4.0)
     assert squared_errors({"y": np.ones(2, np.int64)}, {"y": np.zeros(2, np.int64)}) == {}
+
+
+def test_probabilities_are_compared_by_their_logarithms() -> None:
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(50, 20)) * 8
+    noise = 0.1 * rng.normal(size=(3, 50, 20))
+    sure, *others = (np.exp(logits + shift) for shift in (0, noise[0], noise[1], noise[0] + noise[1]))
+    sure, *others = ((item / item.sum(axis=1, keepdims=True)).astype(np.float32) for item in (sure, *others))
+    first, second, both = (squared_errors({"y": sure}, {"y": item})["y"][0] for item in others)
+    assert both == pytest.approx(first + second, rel=0.1), "errors of single roundings add up"
+    assert not is_distribution(logits)
+    assert not is_distribution(np.ones((3, 1), np.float32))
+    assert not is_distribution(np.zeros((0, 5), np.float32))
 
 
 def test_the_hardest_samples_are_among_those_looked_at() -> None:

@@ -1,4 +1,9 @@
-"""How far the outputs of a model are off, as one number."""
+"""How far the outputs of a model are off, as one number.
+
+Outputs that are probabilities are compared by their logarithms. In the probabilities themselves the error of single
+roundings does not add up: most rows are as good as certain and show none, and a few near ties show nothing else
+(measured on a text recognizer: the nodes left float for them cost 6 % more time for the same loss).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from graphopt.evaluate.fixed import with_fixed_numbers
 from graphopt.model import Model
 from graphopt.runtime.compare import leaves
 from graphopt.runtime.session import Outputs, Session, open_session
 from graphopt.samples import Feeds, Samples
 
 _LEAST = float(np.finfo(np.float64).tiny)
+_RARE = np.float32(1e-12)  # probabilities below are as good as none
+_WHOLE = 1e-2  # how far the sum of probabilities may be off 1
 
 
 class OutputError:
@@ -27,12 +35,12 @@ class OutputError:
 
     def __init__(self, original: Model, feeds: Sequence[Feeds]) -> None:
         self._feeds = feeds
-        with open_session(original) as session:
+        with open_session(with_fixed_numbers(original)) as session:
             self._expected: list[Outputs] = [session.run(feeds) for feeds in self._feeds]
 
     def __call__(self, model: Model) -> float:
         """Return the error of a model; see `of`."""
-        with open_session(model) as session:
+        with open_session(with_fixed_numbers(model)) as session:
             return self.of(session)
 
     def of(self, session: Session, state: Mapping[str, np.ndarray] | None = None) -> float:
@@ -56,18 +64,31 @@ class OutputError:
 
 
 def squared_errors(expected: Outputs, found: Outputs) -> dict[str, tuple[float, float]]:
-    """Return squared error and energy of each float output; an error of infinity where the shape is another."""
+    """Return squared error and energy of each float output, of probabilities those of their logarithms.
+
+    The error is infinity where the shape is another.
+    """
     actual, result = dict(leaves(found)), {}
     for name, wanted in leaves(expected):
         if wanted is None or wanted.dtype.kind != "f":
             continue
-        value, flat = actual.get(name), np.asarray(wanted, np.float32).ravel()
+        value, wanted = actual.get(name), np.asarray(wanted, np.float32)
+        likely = is_distribution(wanted)
+        flat = (np.log(np.maximum(wanted, _RARE)) if likely else wanted).ravel()
         if value is None or value.shape != wanted.shape:
             result[name] = float("inf"), float(np.dot(flat, flat))
             continue
-        difference = np.asarray(value, np.float32).ravel() - flat
+        value = np.asarray(value, np.float32)
+        difference = (np.log(np.maximum(value, _RARE)) if likely else value).ravel() - flat
         result[name] = float(np.dot(difference, difference)), float(np.dot(flat, flat))
     return result
+
+
+def is_distribution(values: np.ndarray) -> bool:
+    """Whether the values along the last axis are probabilities of several classes."""
+    if values.ndim == 0 or values.shape[-1] < 2 or values.size == 0 or not values.min() >= 0:
+        return False
+    return bool(np.abs(values.sum(axis=-1) - 1).max() < _WHOLE)
 
 
 def hardest(original: Model, model: Model, samples: Samples, count: int) -> list[Feeds]:
@@ -81,7 +102,7 @@ def hardest(original: Model, model: Model, samples: Samples, count: int) -> list
     if len(samples) <= count:
         return list(samples)
     errors = []
-    with open_session(original) as before, open_session(model) as after:
+    with open_session(with_fixed_numbers(original)) as before, open_session(with_fixed_numbers(model)) as after:
         for feeds in samples:
             found = squared_errors(before.run(feeds), after.run(feeds)).values()
             errors.append(max((square / max(energy, _LEAST) for square, energy in found), default=0.0))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from graphopt.evaluate import Drop
 from graphopt.filesize import Scale
 from graphopt.model import Model
@@ -23,6 +25,7 @@ from graphopt.runtime.timing import Ratio
 _AIM = 0.9  # of the limit is aimed at when nodes are left float
 _MEASURED = 48  # runs that tell where the error comes from, about
 _TRIES = 5  # plans with nodes left float whose loss is measured
+_ROOT = 0.5  # least power of the error that a loss is taken to grow with
 _FAR = 2.0  # times the limit: a loss that is likely to be more is not measured
 _EASED = 1.6  # times the error that held the limit may hold it as well; so much more is tried
 
@@ -154,17 +157,18 @@ class Search:
     def _thinned(self, failed: Judged, harms: dict[Rounding, float]) -> Judged:
         """Leave the nodes float that the error comes from, as few as it takes.
 
-        The loss is taken to be proportional to the error of the roundings that are on; each measured loss corrects the
-        proportion.
+        The loss is taken to grow with a power of the error of the roundings that are on, at first in proportion; what
+        was measured corrects it. Losses that are counted grow more slowly, with its root.
         """
-        balance = self._balance(failed.candidate, harms)
+        balance = replace(self._balance(failed.candidate, harms), wanted=True)
         whole = sum(harms.values())
         held: Judged | None = None
-        allowed, known_bad = whole, whole
+        allowed, known_bad, power = whole, whole, 1.0
         last = failed
         for _ in range(_TRIES):
             if held is None:
-                allowed = min(allowed * _AIM * self.limit / max(last.loss, 1e-12), 0.9 * allowed)
+                before, loss = allowed, max(last.loss, 1e-12)
+                allowed *= min((_AIM * self.limit / loss) ** (1 / power), 0.9)
             else:
                 allowed = min(allowed * _EASED, (allowed + known_bad) / 2)
             plan = balance.within(allowed)
@@ -179,6 +183,7 @@ class Search:
                 known_bad = allowed
                 if held is not None:
                     break
+                power = float(np.clip(np.log(max(last.loss, 1e-12) / loss) / np.log(allowed / before), _ROOT, 1.0))
         if held is None:
             return failed
         latency = self.measure_latency(self.float_model, held.candidate.model)

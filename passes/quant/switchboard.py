@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.evaluate.fixed import with_fixed_numbers
 from graphopt.ir.clean import clean
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, tensor_names
@@ -85,7 +86,7 @@ class Switchboard:
         clean(model.graph)
         self.parameters = dict(parameters)
         self._error = error
-        self._session = open_session(model)
+        self._session = open_session(with_fixed_numbers(model))
         self._fed = frozenset(self._session.inputs)
 
     @property
