@@ -43,7 +43,7 @@ def moment() -> np.ndarray:
 @pytest.mark.parametrize("known", [True, False])
 def test_zeros_stay_and_the_others_are_fitted(bits: int, known: bool) -> None:
     matrix = sparse_matrix()
-    coded = shrink(matrix, moment() if known else None, bits, keep=matrix != 0)
+    coded = shrink(matrix, moment() if known else None, bits, sparse=True)
     decoded = coded.decoded()
     assert not decoded[matrix == 0].any()
     assert len(coded.levels) <= 2**bits

@@ -52,7 +52,7 @@ class Coded:
         return replace(self, scale=narrow if np.array_equal(narrow, scale) else scale)
 
 
-def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int, *, keep: np.ndarray | None = None) -> Coded:
+def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int, *, sparse: bool = False) -> Coded:
     """Return the best codes that alternating minimization finds.
 
     Start from a uniform grid whose scale minimizes the error weighted by the diagonal of the moment; round with GPTQ;
@@ -63,31 +63,29 @@ def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int, *, keep: np
         matrix: Finite weights, [groups, rows, inputs].
         moment: Second moment of the inputs, [groups, inputs, inputs]; None where nothing is known about them.
         bits: Bits of a code, 1 to 8; 2 to 8 of sparse weights.
-        keep: Of a sparse weight, which elements need not be zero, bool [groups, rows, inputs]; one of the levels is
-            zero then.
+        sparse: Whether zeros stay zero; one of the levels is zero then.
     """
     unit = magnitude(matrix)
     known = None if moment is None else damped(moment)
-    return _shrunk(matrix / unit, known if known is None else known / magnitude(known), bits, keep).times(unit)
+    return _shrunk(matrix / unit, known if known is None else known / magnitude(known), bits, sparse=sparse).times(unit)
 
 
-def _shrunk(matrix: np.ndarray, moment: np.ndarray | None, bits: int, keep: np.ndarray | None) -> Coded:
+def _shrunk(matrix: np.ndarray, moment: np.ndarray | None, bits: int, *, sparse: bool) -> Coded:
     """Return the codes of weights of magnitude 1 at most, as `shrink` does; the moment is a damped one."""
     groups, _, inputs = matrix.shape
-    sparse = keep is not None
-    likely = matrix if keep is None else np.where(keep, matrix, 0.0)
+    keep = matrix != 0 if sparse else None
     levels = np.linspace(-1, 1, 2**bits - sparse) if bits < 8 else np.arange(-128, 128) / 127
     if moment is None or inputs > _FULL:
         diagonal = np.ones((groups, inputs)) if moment is None else _diagonal(moment)
-        return _rounded(likely, diagonal, levels, sparse=sparse)
-    scale = start_scale(likely, _diagonal(moment), levels)
+        return _rounded(matrix, diagonal, levels, sparse=sparse)
+    scale = start_scale(matrix, _diagonal(moment), levels)
     quick = moment.astype(np.float32)
     grid = masked(PaletteGrid(scale, levels, inputs), keep)
     if groups == 1:
         first = masked(PaletteGrid(scale[0], levels, inputs), None if keep is None else keep[0])
         values = gptq(matrix[0], moment[0], first)[None]
     else:
-        values = levels[nearest(levels, likely / scale)] * scale
+        values = levels[nearest(levels, matrix / scale)] * scale
     values = coordinate_descent(matrix, values, quick, grid, sweeps=1)
     for _ in range(_ROUNDS):
         codes = nearest(levels, values / scale)
