@@ -19,10 +19,11 @@ from graphopt.passes.quant.judged import Judged
 from graphopt.passes.quant.opset import AT_RUN_TIME, PER_TENSOR, raised
 from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
-from graphopt.passes.quant.search import Search, why_not
+from graphopt.passes.quant.search import Search
 from graphopt.passes.quant.sites import DynamicSite, find_sites
 from graphopt.passes.quant.tables import untying
 from graphopt.passes.quant.units import Unit, find_units, name_of
+from graphopt.passes.quant.verdict import why_not
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.samples import Samples, random_samples
 from graphopt.shapes import infer_shapes
