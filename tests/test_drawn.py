@@ -36,6 +36,15 @@ def test_the_smallest_sizes_that_the_model_runs_on(length: int, size: int) -> No
     assert length_of(drawn_samples(windows(length))) == size
 
 
+def test_a_graph_has_more_than_one_atom() -> None:
+    proto = parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 21]>
+        g (float[atoms, 3] x, int64[bonds] ends) => (float[bonds, 3] y) { y = Gather(x, ends) }"""
+    )
+    found = [feeds["x"].shape for feeds in drawn_samples(Model.from_proto(proto))]
+    assert set(found) == {(16, 3)}
+
+
 def test_nothing_is_run_where_no_size_is_open() -> None:
     model = windows(10, "2, 300")
     found = drawn_samples(model, lambda feeds: pytest.fail("there is no choice"))

@@ -391,12 +391,12 @@ def test_a_sample_that_the_original_does_not_run_on_is_named() -> None:
 
 
 def test_agreement_with_random_outputs_tells_nothing() -> None:
-    model = build("g (float[n, 8] x) => (float[n, 8] y) { p = Sigmoid(x) y = Bernoulli(p) }")
-    judge = evaluator(model, FakeSamples(normal(2)))
+    model = build("g (float[n, 999] x) => (float[n, 999] y) { p = Sigmoid(x) y = Bernoulli(p) }")
+    judge = evaluator(model, FakeSamples(normal(2, 999)))
     for _ in range(2):
         with pytest.raises(UnjudgedError, match="every time it runs"):
             judge.drop(model)
-    drop = evaluator(model, FakeSamples(normal(2)), metric=lambda run: 1.0).drop(model)
+    drop = evaluator(model, FakeSamples(normal(2, 999)), metric=lambda run: 1.0).drop(model)
     assert drop is not None
     assert drop.value == 0
 
@@ -526,7 +526,7 @@ def random_samples(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What `random_samples` gives, for the test to fill; an exception is raised instead."""
     held: list[Any] = []
 
-    def draw(interface: Any, *, seed: int, count: int, optional: frozenset[str], growth: int) -> FakeSamples:
+    def draw(interface: Any, *, seed: int, count: int, optional: frozenset[str], **sizes: int) -> FakeSamples:
         for item in held:
             if isinstance(item, Exception):
                 raise item
@@ -578,9 +578,9 @@ def test_no_random_inputs_can_be_made(random_samples: list[Any]) -> None:
 
 
 def test_a_model_that_differs_from_itself_cannot_be_verified() -> None:
-    model = build("g (float[n, 8] x) => (float[n, 8] y) { p = Sigmoid(x) r = Bernoulli(p) y = Add(x, r) }")
-    other = build("g (float[n, 8] x) => (float[n, 8] y) { p = Sigmoid(x) r = Bernoulli(p) y = Sub(x, r) }")
-    same = evaluator(model, FakeSamples(normal(2))).mismatch(model, other)
+    model = build("g (float[n, 999] x) => (float[n, 999] y) { p = Sigmoid(x) r = Bernoulli(p) y = Add(x, r) }")
+    other = build("g (float[n, 999] x) => (float[n, 999] y) { p = Sigmoid(x) r = Bernoulli(p) y = Sub(x, r) }")
+    same = evaluator(model, FakeSamples(normal(2, 999))).mismatch(model, other)
     assert same.equal is None
     assert "every time it runs" in same.detail
 

@@ -13,8 +13,10 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from rich.console import Console
 
+from graphopt.api import compress
 from graphopt.base import PassReport, Skip
 from graphopt.console import BarProgress, console_for
 from graphopt.cost import Figures
@@ -28,6 +30,7 @@ from graphopt.report.environment import file_info, machine, peak_memory, version
 from graphopt.report.terminal import by_reason, render
 from graphopt.runtime.timing import Ratio
 from graphopt.targets import get_target
+from tests.helpers import parse
 
 BIG = Figures(nodes=12, parameters=535_818, macs=535_000, nbytes=2_143_607, zstd_nbytes=1_980_000)
 SMALL = Figures(nodes=5, parameters=535_818, macs=None, nbytes=549_000, zstd_nbytes=440_000)
@@ -392,3 +395,14 @@ def test_data_files_of_a_model_with_functions(capfd: pytest.CaptureFixture[str])
     """
     assert data_files(Model.from_proto(onnx.parser.parse_model(text))) == frozenset()
     assert capfd.readouterr().out == "", "GraphSurgeon complains on stdout about attributes that a Function lacks"
+
+
+def test_passes_that_nothing_verified_are_named() -> None:
+    """Tokens that random numbers do not fit: a lossless pass is accepted, and the user is told that nobody looked."""
+    proto = parse("g (int64[32] x) => (float[32, 3] y) { a = Gather(w, x) b = Identity(a) y = Relu(b) }")
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((1, 3), np.float32), "w"))
+    (told,) = (line for line in compress(proto, "fold", benchmark=False).report.warnings if "verified" in line)
+    assert told.startswith("nothing verified fold: the model does not run on random inputs: ")
+    assert told.endswith("; give samples with --data")
+    feeds = [{"x": np.zeros(32, np.int64)}]
+    assert compress(proto, "fold", data=feeds, benchmark=False).report.warnings == ()

@@ -12,7 +12,10 @@ from graphopt.runtime.session import open_session
 if TYPE_CHECKING:
     from graphopt.samples import Samples
 
-_GROWTHS = 1, 4, 16, 64  # a window of a sound has 400 elements, and attention to 1024 of them still fits into memory
+_SIZES: tuple[dict[str, int], ...] = (
+    *({"growth": growth} for growth in (1, 4, 16, 64)),  # a window of a sound has 400 elements; attention to 1024 fits
+    {"rows": 16},  # atoms of a graph: their numbers, 0 and 1, must be those of atoms
+)
 _ELEMENTS = 2**22  # of the largest input
 
 Run = Callable[[Mapping[str, Any]], Any]
@@ -21,7 +24,8 @@ Run = Callable[[Mapping[str, Any]], Any]
 def drawn_samples(model: Model, run: Run | None = None, *, seed: int = 0, count: int = 8, threads: int = 1) -> Samples:
     """Return random samples of the smallest sizes that the model runs on, or of small ones if it runs on none.
 
-    A model of sounds takes no sixteen samples of one: it cuts windows. Where no dimension is open nothing is run.
+    A model of sounds takes no sixteen samples of one: it cuts windows. A model of graphs takes no single atom. Where no
+    dimension is open nothing is run.
 
     Args:
         model: Stays as it is.
@@ -36,28 +40,26 @@ def drawn_samples(model: Model, run: Run | None = None, *, seed: int = 0, count:
     from graphopt.samples import random_samples
 
     optional = frozenset(model.graph.defaults)
-    grown = [
-        random_samples(model.interface, seed=seed, count=count, optional=optional, growth=growth) for growth in _GROWTHS
-    ]
-    if len({_shapes(samples) for samples in grown}) == 1:
-        return grown[0]
+    tries = [random_samples(model.interface, seed=seed, count=count, optional=optional, **sizes) for sizes in _SIZES]
+    if len({_shapes(samples) for samples in tries}) == 1:
+        return tries[0]
     if run is not None:
-        return _smallest(grown, run)
+        return _first(tries, run)
     try:
         with open_session(model, threads=threads, optimize=False) as session:
-            return _smallest(grown, session.run)
+            return _first(tries, session.run)
     except ModelError:  # it does not even open; whoever needs it open tells
-        return grown[0]
+        return tries[0]
 
 
-def _smallest(grown: list[Samples], run: Run) -> Samples:
-    for samples in grown:
+def _first(tries: list[Samples], run: Run) -> Samples:
+    for samples in tries:
         feeds = next(iter(samples))
         if max(value.size for value in feeds.values()) > _ELEMENTS:
-            break
+            continue
         if runs(run, feeds):
             return samples
-    return grown[0]
+    return tries[0]
 
 
 def runs(run: Run, feeds: Mapping[str, Any]) -> bool:

@@ -13,6 +13,9 @@ from graphopt.model import Model
 from graphopt.runtime.compare import ANYTHING, Distance, difference, leaves
 from graphopt.runtime.session import Outputs, Session, open_session
 
+NOT_VERIFIED = "not verified: "
+"""What `Sameness.describe` begins with where nothing could be compared."""
+
 _KEPT = 2**26  # bytes of outputs that a reference keeps
 
 
@@ -36,7 +39,7 @@ class Sameness:
         """Return the outcome in words, for the report."""
         inputs = f"{self.probes} {'random input' if self.random else 'sample'}{'' if self.probes == 1 else 's'}"
         if self.equal is None:
-            return f"not verified: {self.detail}"
+            return f"{NOT_VERIFIED}{self.detail}"
         outcome = f"outputs equal on {inputs}" if self.equal else "outputs differ"
         return f"{outcome}; {self.detail}" if self.detail else outcome
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphopt.errors import UnjudgedError
+from graphopt.evaluate.sameness import NOT_VERIFIED
 from graphopt.ir.graph import constants, declared, payload
 from graphopt.ir.payload import StoredTensor, external_reference
 from graphopt.pipeline import Pipeline, Step, with_required
@@ -143,6 +144,7 @@ def warnings_for(run: Finished, drop: Drop | None) -> Sequence[str]:
     """Return what the user should know before using the result."""
     rolled_back = [step for step in run.steps if step.outcome == "rolled back"]
     lines = [f"pass '{step.spec}' was rolled back: {step.reason}" for step in rolled_back]
+    lines += _unverified(run)
     samples, limit = run.context.samples, run.context.max_drop
     if samples is not None and samples.is_random:
         lines.append("the samples are random: calibration, agreement and latency rest on invented inputs")
@@ -159,6 +161,16 @@ def warnings_for(run: Finished, drop: Drop | None) -> Sequence[str]:
     if not drop.within(limit):
         lines.append(f"the result as a whole lost {drop.compare(limit)}")
     return lines
+
+
+def _unverified(run: Finished) -> list[str]:
+    """Return a line for each reason that outputs of accepted lossless passes could not be compared."""
+    names: dict[str, list[str]] = {}
+    for (item, _), step in zip(with_required(run.pipeline.passes), run.steps, strict=True):
+        if step.outcome == "accepted" and step.verified.startswith(NOT_VERIFIED):
+            names.setdefault(step.verified.removeprefix(NOT_VERIFIED), []).append(item.name)
+    hint = "" if run.context.samples is not None else "; give samples with --data"
+    return [f"nothing verified {' and '.join(passes)}: {reason}{hint}" for reason, passes in names.items()]
 
 
 def data_files(model: Model) -> frozenset[Path]:

@@ -19,7 +19,13 @@ _LARGEST_IMAGE = 512
 
 
 def random_samples(
-    interface: Interface, *, seed: int = 0, count: int = 8, optional: frozenset[str] = frozenset(), growth: int = 1
+    interface: Interface,
+    *,
+    seed: int = 0,
+    count: int = 8,
+    optional: frozenset[str] = frozenset(),
+    growth: int = 1,
+    rows: int = 1,
 ) -> Samples:
     """Return made-up samples: floats are standard normal, integers and booleans 0 or 1, strings "a".
 
@@ -32,19 +38,20 @@ def random_samples(
         count: Number of samples.
         optional: Inputs to leave out: they have a value already.
         growth: By how much sizes of open dimensions but batches are multiplied; images end at 512.
+        rows: Size of a symbol that is a first axis and does not say that it is a batch.
 
     Raises:
         SampleError: An input is no tensor or does not state how many axes it has.
     """
     specs = [spec for spec in interface.inputs if spec.name not in optional]
-    return Samples(RandomReader(specs, seed, count, growth), Fit(interface, optional), "random", is_random=True)
+    return Samples(RandomReader(specs, seed, count, growth, rows), Fit(interface, optional), "random", is_random=True)
 
 
 class RandomReader:
     """Samples that are made when they are read, the same each time."""
 
-    def __init__(self, specs: Sequence[TensorSpec], seed: int, count: int, growth: int) -> None:
-        shapes = _shapes(specs, growth)
+    def __init__(self, specs: Sequence[TensorSpec], seed: int, count: int, growth: int, rows: int) -> None:
+        shapes = _shapes(specs, growth, rows)
         self._types = {spec.name: (_dtype(spec), shape) for spec, shape in zip(specs, shapes, strict=True)}
         self._seed = seed
         self._count = count
@@ -72,13 +79,13 @@ def _dtype(spec: TensorSpec) -> np.dtype:
     return spec.dtype
 
 
-def _shapes(specs: Sequence[TensorSpec], growth: int) -> list[tuple[int, ...]]:
+def _shapes(specs: Sequence[TensorSpec], growth: int, rows: int) -> list[tuple[int, ...]]:
     """Choose sizes; a symbol that is a first axis anywhere is a batch everywhere."""
     sizes: dict[str, int] = {}
     for spec in specs:
         for axis, size in enumerate(spec.shape or ()):
             if isinstance(size, str) and names_a_size(size) and (axis == 0 or "batch" in size.lower()):
-                sizes[size] = 1
+                sizes[size] = 1 if "batch" in size.lower() else rows
     return [_shape(spec, sizes, growth) for spec in specs]
 
 
