@@ -164,13 +164,17 @@ def warnings_for(run: Finished, drop: Drop | None) -> Sequence[str]:
 
 
 def _unverified(run: Finished) -> list[str]:
-    """Return a line for each reason that outputs of accepted lossless passes could not be compared."""
+    """Return a line for each kind of reason that outputs of accepted lossless passes could not be compared."""
+    reasons: dict[str, str] = {}
     names: dict[str, list[str]] = {}
     for (item, _), step in zip(with_required(run.pipeline.passes), run.steps, strict=True):
         if step.outcome == "accepted" and step.verified.startswith(NOT_VERIFIED):
-            names.setdefault(step.verified.removeprefix(NOT_VERIFIED), []).append(item.name)
+            reason = step.verified.removeprefix(NOT_VERIFIED)
+            kind = reason.partition(":")[0]
+            reasons.setdefault(kind, reason)
+            names.setdefault(kind, []).append(item.name)
     hint = "" if run.context.samples is not None else "; give samples with --data"
-    return [f"nothing verified {' and '.join(passes)}: {reason}{hint}" for reason, passes in names.items()]
+    return [f"nothing verified {' and '.join(names[kind])}: {reason}{hint}" for kind, reason in reasons.items()]
 
 
 def data_files(model: Model) -> frozenset[Path]:
