@@ -171,6 +171,19 @@ def test_candidates_come_from_the_fastest_on_and_what_cannot_be_fast_is_never_ma
     assert "".join(made) == "abcdf", "0.8 is far behind 0.51"
 
 
+def test_a_plan_takes_at_least_the_time_of_nodes_that_only_others_take() -> None:
+    model, target = build(), get_target("cpu-avx2")
+    units, _ = find_units(model.graph, target, model.opset)
+    workshop = Workshop(model, target, units, [], None)
+    weighted = [unit for unit in units if unit.weight is not None]
+    times = [NodeTime(unit.name, unit.node.op, 1.0) for unit in weighted] + [NodeTime("unknown", "Softmax", 2.0)]
+    whole = len(weighted) + 2.0
+    everything = Plan("all", frozenset(unit.position for unit in units), frozenset(), "mse")
+    assert workshop.least_time(everything, times) == 0.0
+    one = everything.only(frozenset({weighted[0].position}))
+    assert workshop.least_time(one, times) == pytest.approx((len(weighted) - 1) / whole)
+
+
 def test_every_node_that_runs_has_a_time() -> None:
     times = node_times(build(), feeds(2))
     assert "MatMul" in {item.op for item in times}

@@ -200,7 +200,8 @@ class Workshop:
             times: Of the nodes of the float model.
         """
         real = measured_costs(self.units, self.sites, self._sizes, times, ()).real
-        left = sum(seconds for position, seconds in real.items() if position not in frozenset(plan.nodes))
+        taken = frozenset(plan.nodes)
+        left = sum(seconds for position, seconds in real.items() if position not in taken)
         return left / max(sum(item.seconds for item in times), 1e-12)
 
     def refilled(self, plan: Plan, positions: Iterable[int], form: Fallback) -> Plan:
