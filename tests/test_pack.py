@@ -219,6 +219,17 @@ def test_several_elements_are_looked_up_at_once(bits: int) -> None:
     assert all(np.prod(shapes[node.input[1]]) <= values.size // 2 for node in own)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_no_large_integers_have_a_single_axis(case: str) -> None:
+    """ONNX's inference would take them for shapes, and keep each of them."""
+    values = CASES[case]
+    for form in forms(values):
+        proto = decoder_model(form, values.shape, values.dtype)[0].to_proto()
+        stored = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+        read = [stored[name] for node in proto.graph.node for name in node.input if name in stored]
+        assert not [item for item in read if item.dtype.kind in "iu" and item.ndim == 1 and item.size > 256], form.kind
+
+
 def test_which_form_is_chosen() -> None:
     for values, kind in (
         (palette(16), "4-bit palette"),

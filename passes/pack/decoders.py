@@ -12,7 +12,8 @@ and one of 6 bits, whose codes lie in a plane of 4 bits and one of 2::
     lut = Gather(levels, table6)        # [4096, 2]: the two values of a byte of one plane and half a byte of the other
     weight = Reshape(Gather(lut, Cast(high) + Gather(halves, Cast(low))), shape) [* scale]
 
-What costs time at load is looking up: so several elements are looked up at once, never one.
+What costs time at load is looking up: so several elements are looked up at once, never one. Integers of a weight's size
+have two axes or more: those of one axis could be a shape, and ONNX's inference follows each of them, with 70 bytes.
 
 The decoded tensor has the weight's name; what else belongs to it is called ``NAME/...``.
 """
@@ -98,7 +99,8 @@ class Draft:
         """
         bits = bits_for(len(levels))
         if bits == 8:
-            return self.node("Gather", [self.stored("levels", levels), self._bytes(np.asarray(codes, np.uint8))])
+            places = self.widened("codes", np.asarray(codes, np.uint8), _INDEX)
+            return self.node("Gather", [self.stored("levels", levels), places])
         full = np.concatenate([levels, np.repeat(levels[-1:], 2**bits - len(levels))])  # the table has every code
         lut = self.node("Gather", [self.stored("levels", full), self._table(bits)])
         return self._shaped(self.node("Gather", [lut, self._rows(codes, bits)]), codes, bits)
@@ -106,6 +108,20 @@ class Draft:
     def bits(self, flags: np.ndarray) -> gs.Tensor:
         """Return flags as int32, in their shape."""
         return self._shaped(self.node("Gather", [self._table(1), self._rows(flags, 1)]), flags, 1)
+
+    def widened(self, suffix: str, values: np.ndarray, dtype: np.dtype) -> gs.Tensor:
+        """Return values of the decoder's own as another type, in their shape."""
+        if not _may_be_shape(values):
+            return self.cast(self.stored(suffix, values), dtype)
+        return self.reshape(self.cast(self.stored(suffix, values[None]), dtype), (-1,))
+
+    def plain(self, suffix: str, values: np.ndarray) -> gs.Tensor:
+        """Return values of the decoder's own as they are."""
+        return (
+            self.reshape(self.stored(suffix, values[None]), (-1,))
+            if _may_be_shape(values)
+            else self.stored(suffix, values)
+        )
 
     def cast(self, tensor: gs.Tensor, dtype: np.dtype) -> gs.Tensor:
         """Return the tensor as another type."""
@@ -154,14 +170,14 @@ class Draft:
         """Return the row of `_table` for each group of codes: a byte of the first plane, and the rest above it."""
         first, *others = pack_codes(codes, bits)
         if not others:
-            return self._bytes(first)
+            return self._bytes(first[None])
         group, rest = 8 // plane_widths(bits)[0], list(plane_widths(bits)[1:])
         across = 8 // (group * min(rest))  # groups whose bits share a byte of the narrowest plane
-        rows, above = self._bytes(first.reshape(-1, across)), 8
+        rows, above = self._bytes(first.reshape(1, -1, across)), 8
         for plane, width in zip(others, rest, strict=True):
             held = group * width
-            part = self.node("Gather", [self._shifted(held, above), self._bytes(plane)])
-            part = part if 8 // held == across else self.reshape(part, [-1, across])
+            part = self.node("Gather", [self._shifted(held, above), self._bytes(plane[None])])
+            part = part if 8 // held == across else self.reshape(part, [1, -1, across])
             rows, above = self.node("Add", [rows, part]), above + held
         return rows
 
@@ -198,3 +214,7 @@ class Draft:
             to = int(onnx.helper.np_dtype_to_tensor_dtype(_INDEX))
             self.shared[key] = self.node("Cast", [self.common(name, values)], name=f"decode/{name}_int32", to=to)
         return self.shared[key]
+
+
+def _may_be_shape(values: np.ndarray) -> bool:
+    return bool(values.ndim == 1 and values.dtype.kind in "iu")

@@ -72,7 +72,7 @@ class CastForm(Form):
 
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
-        return draft.cast(draft.stored(str(self.narrow.dtype), self.narrow), self.dtype)
+        return draft.widened(str(self.narrow.dtype), self.narrow, self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +191,7 @@ class PlainForm(Form):
 
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the values to a draft."""
-        return draft.stored("values", self.values)
+        return draft.plain("values", self.values)
 
 
 def few_distinct(values: np.ndarray) -> np.ndarray | None:
