@@ -428,6 +428,14 @@ def test_small_outputs_of_the_original_are_computed_once(
     assert judge.drop(classifier(0.1)) == first
 
 
+def test_large_outputs_are_kept_in_a_file(runs: list[Session], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_IN_MEMORY", 100)
+    judge = evaluator(classifier(), FakeSamples(normal(10)))
+    first = judge.drop(classifier(0.1))
+    assert [judge.drop(classifier(0.1)) for _ in range(2)] == [first, first]
+    assert len(runs) == 10 + 2 + 3 * 10
+
+
 def test_a_candidate_that_fails_leaves_the_evaluator_usable() -> None:
     judge = evaluator(classifier(), FakeSamples(normal(4)))
     broken = build("g (float[n, m] x) => (float[n, 4] y) { y = MatMul(x, w) }", w=np.ones((5, 4), np.float32))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING
 
 from graphopt.errors import ModelError, SampleError, UnjudgedError
@@ -15,11 +18,42 @@ from graphopt.runtime.session import Outputs, Session
 if TYPE_CHECKING:
     from graphopt.samples import Feeds, Samples
 
-_CACHED = 2**26  # bytes of outputs that are kept, over all samples
+_CACHED = 2**30  # bytes of outputs that are kept, over all samples
+_IN_MEMORY = 2**26  # of these; if there are more, all go to a temporary file
+
+
+class _Kept:
+    """Outputs of chains, in order."""
+
+    def __init__(self) -> None:
+        self._file = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        self._count = 0
+        self._nbytes = 0
+
+    def add(self, outputs: Sequence[Outputs]) -> bool:
+        """Keep the outputs of one more chain; return whether there was room for them."""
+        self._nbytes += sum(map(_nbytes, outputs))
+        if self._nbytes > _CACHED:
+            return False
+        pickle.dump(outputs, self._file, pickle.HIGHEST_PROTOCOL)
+        self._count += 1
+        return True
+
+    def __iter__(self) -> Iterator[list[Outputs]]:
+        place = 0
+        for _ in range(self._count):
+            self._file.seek(place)
+            outputs: list[Outputs] = pickle.load(self._file)
+            place = self._file.tell()
+            yield outputs
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Answers:
-    """The samples with the original's outputs; these are kept if they are few.
+    """The samples with the original's outputs; these are kept, up to a gigabyte of them.
 
     Args:
         samples: At least one.
@@ -30,7 +64,7 @@ class Answers:
         self._samples = samples
         self._open = open_original
         self._session: Session | None = None
-        self._kept: list[list[Outputs]] | None = None
+        self._kept: _Kept | None = None
         self._states: Mapping[str, str] | None = None
 
     def __iter__(self) -> Iterator[tuple[list[Feeds], list[Outputs]]]:
@@ -45,14 +79,11 @@ class Answers:
                 yield chain, outputs
             return
         session = self._opened()
-        kept: list[list[Outputs]] | None = []
-        size = 0
+        kept: _Kept | None = _Kept()
         for index, chain in self._chains():
             outputs = self._run(session, index, chain)
-            size += sum(map(_nbytes, outputs))
-            if kept is not None and size <= _CACHED:
-                kept.append(outputs)
-            else:
+            if kept is not None and not kept.add(outputs):
+                kept.close()
                 kept = None
             yield chain, outputs
         if kept is not None:
@@ -93,8 +124,9 @@ class Answers:
 
     def close(self) -> None:
         """Free what is kept; everything still works afterwards, only slower."""
-        if self._session is not None:
-            self._session.close()
+        for held in (self._session, self._kept):
+            if held is not None:
+                held.close()
         self._session = self._kept = None
 
     def _opened(self) -> Session:
