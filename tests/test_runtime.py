@@ -498,16 +498,30 @@ def test_the_quickest_runs_count_whatever_breaks_into_others(clock: Clock) -> No
         return float(rng.choice([1, 1, 1.5, 4, 30]))
 
     a, b, _ = workers(clock, lambda _, feed: (1 + feed) * 0.01 * hit(), lambda *_: 0.024 * hit())
-    assert quickest_ratio(a, b, FEEDS, seconds=30.0).median == pytest.approx(3 * 24 / 60), "the sum over the feeds"
+    assert quickest_ratio(lambda: a, lambda: b, FEEDS, seconds=30.0).median == pytest.approx(3 * 24 / 60), (
+        "the sum over the feeds"
+    )
 
 
 def test_slow_models_race_with_five_runs_of_each_feed(clock: Clock) -> None:
     a, b, log = workers(clock, lambda *_: 2.0, lambda *_: 1.0)
-    ratio = quickest_ratio(a, b, FEEDS)
+    ratio = quickest_ratio(lambda: a, lambda: b, FEEDS)
     assert (ratio.median, ratio.pairs, ratio.slower) == (0.5, 15, False)
+    assert (a.closed, b.closed) == (1, 1)
     assert {name for name, _ in log[-30::2]} == {"A", "B"}, "who goes first alternates"
     with pytest.raises(ValueError, match="at least one feed"):
-        quickest_ratio(a, b, [])
+        quickest_ratio(lambda: a, lambda: b, [])
+
+
+def test_quick_models_race_in_several_openings_of_which_the_luckiest_counts(clock: Clock) -> None:
+    costs = itertools.cycle([0.0012, 0.001, 0.0011])
+    log: list[tuple[str, int]] = []
+
+    def opened(name: str) -> Any:
+        cost = next(costs)
+        return Worker(clock, lambda *_: cost, log, name)
+
+    assert quickest_ratio(lambda: opened("A"), lambda: opened("B"), FEEDS).median == pytest.approx(1.0)
 
 
 def test_slow_models_are_reopened_less_often(clock: Clock) -> None:

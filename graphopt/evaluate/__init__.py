@@ -211,8 +211,7 @@ class Evaluator:
         probes = self._timed_on(before)[:_RACED_PROBES]
         if not probes:
             return None
-        with self._open(before) as first, self._open(after) as second:
-            return quickest_ratio(first, second, probes)
+        return quickest_ratio(lambda: self._open(before), lambda: self._open(after), probes)
 
     def _timed_on(self, model: Model) -> list[Feeds]:
         """Return a few inputs to time on; none where nothing can or shall be timed."""

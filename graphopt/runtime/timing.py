@@ -128,37 +128,42 @@ def reopened_ratio(
     )
 
 
-def quickest_ratio(before: Session, after: Session, feeds: Sequence[Feeds], *, seconds: float = 0.3) -> Ratio:
-    """Time two sessions in turn and compare the quickest run of each on every feed, added up over the feeds.
+def quickest_ratio(
+    open_before: Callable[[], Session],
+    open_after: Callable[[], Session],
+    feeds: Sequence[Feeds],
+    *,
+    seconds: float = 0.4,
+) -> Ratio:
+    """Time two models in turn and compare the quickest run of each on every feed, added up over the feeds.
 
     Args:
-        before: What `after` is compared with.
-        after: Must take the same feeds.
+        open_before: Opens what is compared with.
+        open_after: Opens what is judged.
         feeds: Inputs, used in turn.
-        seconds: Wall time to spend. At least five runs on each feed are made whatever they take.
+        seconds: Wall time to spend. At least five runs on each feed are made whatever they take; of models that leave
+            time for it both are opened several times.
 
     Returns:
         The ratio, with an interval that is what two sessions of one model may differ by.
 
     Raises:
-        ModelError: A session cannot run a feed.
+        ModelError: A model does not open, or cannot run a feed.
         ValueError: There are no feeds.
     """
     if not feeds:
         raise ValueError("quickest_ratio needs at least one feed")
     started = time.perf_counter()
-    longest = max(_warm_up(session, feeds, started + seconds / 4) for session in (before, after))
-    repeats = max(1, math.ceil(_SHORTEST / longest))
     best = [[math.inf] * len(feeds) for _ in range(2)]
-    count = 0
-    with _no_garbage_collection():
-        while count < _FEW or (count < _MOST and time.perf_counter() < started + seconds):
-            for index, feed in enumerate(feeds):
-                for which, session in _turned(((0, before), (1, after)), count + index):
-                    best[which][index] = min(best[which][index], _timed(session, feed, repeats))
-            count += 1
+    runs = 0
+    for index in range(_ROUNDS):
+        if index and time.perf_counter() > started + seconds:
+            break
+        with ExitStack() as stack:
+            opened = [stack.enter_context(opener()) for opener in _turned((open_before, open_after), index)]
+            runs += _quickest(_turned(opened, index), feeds, best, started + seconds * (index + 1) / _ROUNDS)
     ratio = sum(best[1]) / sum(best[0])
-    return Ratio(ratio, ratio / (1 + _PLACEMENT), ratio * (1 + _PLACEMENT), count * len(feeds))
+    return Ratio(ratio, ratio / (1 + _PLACEMENT), ratio * (1 + _PLACEMENT), runs * len(feeds))
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -193,6 +198,28 @@ def _warm_up(session: Session, feeds: Sequence[Feeds], until: float) -> float:
         if time.perf_counter() > until:
             break
     return last
+
+
+def _quickest(sessions: Sequence[Session], feeds: Sequence[Feeds], best: list[list[float]], until: float) -> int:
+    """Run two sessions in turn, five times on each feed and on until a time; return how often.
+
+    Args:
+        sessions: Two.
+        feeds: Inputs.
+        best: Nanoseconds of the quickest run by session and feed; brought up to date.
+        until: When to end.
+    """
+    longest = max(_warm_up(session, feeds, until) for session in sessions)
+    repeats = max(1, math.ceil(_SHORTEST / longest))
+    count = 0
+    with _no_garbage_collection():
+        while count < _FEW or (count < _MOST and time.perf_counter() < until):
+            for index, feed in enumerate(feeds):
+                for which in _turned((0, 1), count + index):
+                    took = _timed(sessions[which], feed, repeats) / repeats
+                    best[which][index] = min(best[which][index], took)
+            count += 1
+    return count
 
 
 def _pair(before: Session, after: Session, feed: Feeds, repeats: int, *, reverse: bool) -> float:
