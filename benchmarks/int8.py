@@ -113,7 +113,10 @@ def time_(folder: Path, results: Path, only: str, seconds: float) -> None:
 @click.option("--python", "peers", default=sys.executable, help="Interpreter that has the peers installed.")
 def race_(folder: Path, results: Path, only: str, rounds: int, peers: str) -> None:
     """Time whole runs, in turn, and keep the times in RESULTS."""
-    for model, samples, _ in _models(folder, only, {}):
+    for model in sorted((folder / "models").glob(f"{only}.onnx")):
+        samples = find_samples(folder, model.stem)
+        if samples is None:
+            continue
         (results / model.stem).mkdir(parents=True, exist_ok=True)
         write(race(model, samples, peers, rounds), results / model.stem / RACE)
 
