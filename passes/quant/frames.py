@@ -4,7 +4,8 @@
 
 with x [batch, 1, length], w [channels, 1, kernel] and a kernel of whole strides; what no frame covers is cut off x. It
 is the same sum. A convolution multiplies once a sample, with a column for each frame: where these are few, most of the
-kernel's width is idle (measured: 4 frames of 24 samples take 0.4 of the time as a product, 16 and more about the same).
+kernel's width is idle. Measured on three sizes, a product takes 0.4 of the time for 5 frames of 24 samples and 0.7 for
+8, of one sample 0.6 to 1.1; for 16 and more it is about as fast, or slower.
 And a product in integers may leave its output in floats, while QLinearConv rounds it to 8 bits, which a spectrum cannot
 bear.
 
