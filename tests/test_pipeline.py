@@ -12,6 +12,7 @@ import pytest
 
 from graphopt.base import Pass, PassReport
 from graphopt.context import Context
+from graphopt.contract import check
 from graphopt.errors import ModelError, PassError
 from graphopt.evaluate import Evaluator
 from graphopt.ir.graph import Constant, Node, Variable
@@ -209,6 +210,19 @@ def test_a_model_that_the_checker_refuses_is_held_to_what_it_passes(old: str, ne
     model = Model.from_proto(proto)
     _, (step,) = Pipeline((DropIdentity(),)).run(model, context(model))
     assert (step.outcome, step.reason) == ("accepted", "")
+
+
+def test_a_wrong_word_about_an_output_is_not_held_against_what_lets_inference_see_it() -> None:
+    """The output has three axes and the file says two, which shows only once inference gets as far as there."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 4] x) => (float[N, M] y) <int64[3] target = {-1, 2, 2}> { y = Reshape(x, target) }"""
+    proto = onnx.parser.parse_model(text)
+    with pytest.raises(onnx.shape_inference.InferenceError, match="rank"):
+        onnx.checker.check_model(proto, full_check=True)
+    check(Model.from_proto(proto), full=True)
+    broken = Model.from_proto(onnx.parser.parse_model(text.replace("Reshape(x, target)", "MatMul(x, target)")))
+    with pytest.raises(ModelError, match="the ONNX checker refuses it"):
+        check(broken, full=True)
 
 
 def test_strict_makes_a_roll_back_an_error() -> None:
