@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from graphopt.base import PassReport
+from graphopt.compensate.gptq import inverse_factor
+from graphopt.compensate.grid import nearest
 from graphopt.context import Context
 from graphopt.evaluate import Evaluator
 from graphopt.ir.clean import clean
@@ -25,7 +27,7 @@ from graphopt.passes.pack.decoders import DecoderBuilder
 from graphopt.passes.pack.forms import Form, forms
 from graphopt.passes.pack.scales import find_scales
 from graphopt.passes.pack.sensitivity import OutputLoss
-from graphopt.passes.pack.shrink import shrink
+from graphopt.passes.pack.shrink import shrink, start_scale
 from graphopt.passes.pack.sizemode import SizeMode
 from graphopt.passes.pack.sizes import constant_bytes, node_bytes
 from graphopt.passes.pack.storage import Store
@@ -564,6 +566,26 @@ def test_predicted_bits_follow_the_limit() -> None:
     tight, loose = predicted_bits(losses, sizes, 0.0001), predicted_bits(losses, sizes, 0.05)
     assert 2 <= loose < tight <= 8
     assert predicted_bits(losses, sizes, 0.0) == 8
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 300])
+def test_the_inverse_factor_by_halves(size: int) -> None:
+    inputs = rng().normal(size=(4 * size, size))
+    moment = inputs.T @ inputs / len(inputs) + 0.1 * np.eye(size)
+    upper = inverse_factor(moment)
+    np.testing.assert_array_equal(upper, np.triu(upper))
+    np.testing.assert_allclose(upper.T @ upper @ moment, np.eye(size), atol=1e-9)
+
+
+def test_the_scale_to_start_from_is_the_best_of_those_tried() -> None:
+    matrix, levels = rng().normal(size=(1, 8, 200)), np.linspace(-1, 1, 8)
+    scale = start_scale(matrix, np.ones((1, 200)), levels)
+
+    def error(scale: np.ndarray) -> np.ndarray:
+        return np.asarray(np.square(levels[nearest(levels, matrix / scale)] * scale - matrix).sum(-1))
+
+    for factor in (0.85, 1.15):
+        assert (error(scale) <= error(scale * factor) * 1.02).all()
 
 
 def test_fewest_bits() -> None:

@@ -104,15 +104,17 @@ def start_scale(matrix: np.ndarray, diagonal: np.ndarray, levels: np.ndarray) ->
     Args:
         matrix: Weights, [groups, rows, inputs].
         diagonal: Weight of each input's error, [groups, inputs].
-        levels: Ascending, [count].
+        levels: Ascending and evenly spaced, [count].
     """
-    matrix, levels, diagonal = matrix.astype(np.float32), levels.astype(np.float32), diagonal.astype(np.float32)
+    matrix, diagonal = matrix.astype(np.float32), diagonal.astype(np.float32)
+    low, step, most = np.float32(levels[0]), np.float32(levels[1] - levels[0]), np.float32(len(levels) - 1)
     largest: np.ndarray = np.abs(matrix).max(axis=-1, keepdims=True)
     largest[largest == 0] = 1.0
     unscaled = matrix / largest
     best, least = np.ones_like(largest), np.full(largest.shape, np.inf, np.float32)
     for part in _SHRINKS.astype(np.float32):
-        errors = (levels[nearest(levels, unscaled / part)] * part - unscaled) ** 2 @ diagonal[..., None]
+        codes = np.clip(np.rint((unscaled / part - low) / step), 0, most)
+        errors = ((codes * step + low) * part - unscaled) ** 2 @ diagonal[..., None]
         best = np.where(errors < least, part, best)
         least = np.minimum(errors, least)
     found: np.ndarray = best.astype(np.float64) * largest
