@@ -16,7 +16,6 @@ import onnx_graphsurgeon as gs
 from graphopt.compensate import Pattern
 from graphopt.compensate.problem import SparseProblem
 from graphopt.context import Context
-from graphopt.gradients.tuning import tune
 from graphopt.ir.graph import Payload
 from graphopt.model import Model
 from graphopt.moments import Pair, PairedMoments, Stream, layer_moments, merged, paired_moments
@@ -72,9 +71,7 @@ def fit_sites(
     method: Method,
     context: Context,
 ) -> int:
-    """Prune the sites, in place and front to back, each by its ratio, and tune what stays together.
-
-    Returns how many samples could not be used.
+    """Prune the sites, in place and front to back, each by its ratio; return how many samples could not be used.
 
     Args:
         original: The model before the pass.
@@ -97,8 +94,6 @@ def fit_sites(
                 for (site, ratio), found in zip(part, stream, strict=True):
                     _fit(site, ratio, found, method)
                     left_out = max(left_out, *(moments.left_out for moments in found))
-    if method.reconstruct:
-        tune(original, model, varied, context.progress, method.rng("tune"))
     return left_out
 
 
@@ -117,9 +112,7 @@ def _fit(site: Site, ratio: float, found: Sequence[PairedMoments], method: Metho
     inherited = method.reconstruct and known
     whole = evidence_of(site, found, inherited=inherited)
     shares = [[moments.folds[index] for moments in found] for index in range(len(found[0].folds))]
-    if whole.count < whole.second.shape[-1]:
-        problem = problem_of(site.present(), whole, method.pattern, trust=0.0)  # nothing holds for other samples
-    elif len(shares) == _FOLDS and all(moments.count for share in shares for moments in share):
+    if len(shares) == _FOLDS and all(moments.count for share in shares for moments in share):
         most = [merged(parts) for parts in zip(*shares[:-1], strict=True)]
         fitted, unseen = (evidence_of(site, part, inherited=inherited) for part in (most, shares[-1]))
         problem = judged_problem(site.present(), whole, fitted, unseen, method.pattern, ratio)
