@@ -15,6 +15,7 @@ from graphopt.evaluate import Evaluator
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune import Prune
+from graphopt.passes.prune.channels import plan
 from graphopt.passes.prune.channels.plan import Plan, make_plan
 from graphopt.samples import random_samples
 from graphopt.shapes import infer_shapes, shapes_for
@@ -146,3 +147,12 @@ def test_a_layer_of_which_too_little_is_seen_is_not_fitted() -> None:
     assert len(reasons) == 1
     assert reasons[0].startswith("the samples have 16 observations of its ")
     assert report.metrics["fitted"] == 2
+
+
+def test_groups_whose_readers_are_too_large_are_left_unless_weights_rank_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_HELD", 64)
+    _, _, report = pruned(WIDE.text, of="macs", ratio=0.3)
+    assert report.changed == 0
+    assert any("GB of second moments" in skip.reason for skip in report.skipped)
+    _, _, by_weight = pruned(WIDE.text, of="macs", ratio=0.3, criterion="l2")
+    assert by_weight.metrics["channels"] > 0

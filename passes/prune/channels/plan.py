@@ -16,6 +16,7 @@ from graphopt.passes.prune.channels.allocation import Curve, allocate, curve, pi
 from graphopt.passes.prune.channels.costs import Costs, mac_costs, time_costs, weight_costs
 from graphopt.passes.prune.channels.dependencies import Dependencies, Group, find_dependencies
 from graphopt.passes.prune.channels.ranking import Ranking, rank_by_reader, rank_by_weight
+from graphopt.passes.prune.channels.readers import moment_bytes, takers_of
 from graphopt.passes.prune.channels.rotation import turn, turnings
 from graphopt.passes.prune.channels.sensitivity import Meter
 from graphopt.passes.prune.channels.tracker import label
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _BY_READER = frozenset({"obs", "wanda", "fluctuation"})
 _FEW = 16  # samples that coordinates are chosen by: of few channels, at many positions
+_HELD = 2**30  # bytes of second moments at most of the layers that read a group: they are compared, so all are held
 _LANES = 8  # floats that kernels take at once; a convolution with a rest pays for a whole block
 
 
@@ -43,6 +45,7 @@ class Plan:
         curves: Likewise.
         costs: What the ratio is a fraction of.
         even: Whether all groups give up the same fraction, as plain filter pruning does.
+        by_reader: Whether channels are ranked by the layers that read them.
         unknown: Layers that the user named and that do not exist, or give no channels that can be removed.
     """
 
@@ -54,13 +57,14 @@ class Plan:
     curves: tuple[Curve, ...]
     costs: Costs
     even: bool
+    by_reader: bool
     unknown: tuple[Skip, ...] = ()
 
     def of(self, model: Model) -> Plan:
         """Return the plan for a copy of its model."""
         if model is self.model:
             return self
-        return replace(self, model=model, found=find_dependencies(model, self.shapes))
+        return replace(self, model=model, found=_removable(model, self.shapes, self.by_reader))
 
     def gone(self, ratio: float) -> np.ndarray:
         """Return which classes go so that the cost falls by a ratio, bool [classes]."""
@@ -80,18 +84,39 @@ def make_plan(model: Model, context: Context, options: Prune) -> Plan:
         options: `of`, `criterion`, `scope` and `layers` count.
     """
     shapes = shapes_for(model, next(iter(context.samples)) if context.samples is not None else None)
-    found = find_dependencies(model, shapes)
     criterion = "obs" if options.criterion == "auto" else options.criterion
+    by_reader = criterion in _BY_READER
+    found = _removable(model, shapes, by_reader)
     turns: Mapping[int, np.ndarray] = {}
     if criterion == "obs" and context.samples is not None:
         turns = turnings(model, found, context.samples.take(_FEW), context.progress)
-    even = criterion not in _BY_READER and options.scope == "layer"
+    even = not by_reader and options.scope == "layer"
     ranked = _ranked(model, found, turns, criterion, shapes, context)
     curves = [curve(len(item.group.classes), 1 if even else _multiple(item.group), losses) for item, losses in ranked]
     unknown = _pin(curves, found, options.stated_layers)
     rankings = tuple(replace(item, trials=()) for item, _ in ranked)
     costs = _costs(model, found, shapes, options.of, context.samples)
-    return Plan(model, shapes, found, turns, rankings, tuple(curves), costs, even, unknown)
+    return Plan(model, shapes, found, turns, rankings, tuple(curves), costs, even, by_reader, unknown)
+
+
+def _removable(model: Model, shapes: Mapping[str, tuple[int, ...]], by_reader: bool) -> Dependencies:
+    """Return the dependencies; to be ranked by its readers, a group must not have too large ones."""
+    found = find_dependencies(model, shapes)
+    if not by_reader:
+        return found
+    shown = {id(tensor) for tensor in model.graph.outputs}
+    sizes = [moment_bytes(takers_of(group, found, shown)) for group in found.groups]
+    kept = tuple(group for group, size in zip(found.groups, sizes, strict=True) if size <= _HELD)
+    skips = (
+        Skip(
+            group.name,
+            f"ranking its channels by the layers that read them takes {size / 1e9:.1f} GB of second moments, and "
+            f"{_HELD / 1e9:.1f} GB are held at most; criterion=l2 needs none",
+        )
+        for group, size in zip(found.groups, sizes, strict=True)
+        if size > _HELD
+    )
+    return replace(found, groups=kept, skips=(*found.skips, *skips))
 
 
 def _pin(curves: list[Curve], found: Dependencies, stated: Mapping[str, float]) -> tuple[Skip, ...]:
@@ -125,7 +150,7 @@ def _ranked(
         by_weight = rank_by_weight(found, criterion, context.rng("prune/channels"))
         return [(item, item.losses) for item in by_weight]
     turned = model.copy()
-    there = find_dependencies(turned, shapes)
+    there = _removable(turned, shapes, by_reader=True)
     turn(turned, there, turns)
     place = {id(group): index for index, group in enumerate(there.groups)}
     return sorted(_measured(turned, there, criterion, context), key=lambda pair: place[id(pair[0].group)])

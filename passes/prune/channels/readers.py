@@ -38,6 +38,16 @@ class Taker:
         """What identifies the node."""
         return id(self.use.node)
 
+    @property
+    def groups(self) -> int:
+        """Groups of the weight's matrix."""
+        return self.layer.groups if self.layer is not None else 1
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of each group of the weight's matrix."""
+        return self.layer.inputs if self.layer is not None else len(self.use.atoms)
+
     def matrix(self) -> np.ndarray:
         """Return the weights as [groups, rows, inputs], in float64."""
         if self.layer is not None:
@@ -70,6 +80,11 @@ def takers_of(group: Group, dependencies: Dependencies, shown: set[int]) -> list
             biased = layer is not None and find_bias(layer, shown) is not None
             found.append(Taker(use, layer, biased, _columns(use, group, layer)))
     return found
+
+
+def moment_bytes(takers: Sequence[Taker]) -> int:
+    """Return what the second moments of all inputs of some weights take, in bytes."""
+    return sum(8 * taker.groups * taker.inputs**2 for taker in takers)
 
 
 def _layer(use: Use) -> LinearLayer | None:
