@@ -436,6 +436,20 @@ def test_large_outputs_are_kept_in_a_file(runs: list[Session], monkeypatch: pyte
     assert len(runs) == 10 + 2 + 3 * 10
 
 
+def test_the_model_that_was_judged_last_is_known_again(runs: list[Session]) -> None:
+    judge = evaluator(classifier(), FakeSamples(normal(10)))
+    model, other = classifier(0.1), classifier(0.2)
+    first = judge.drop(model)
+    count = len(runs)
+    assert judge.drop(model.copy()) == first
+    assert len(runs) == count
+    assert judge.drop(other) != first
+    assert len(runs) > count
+    assert judge.drop(model) == first
+    next(iter(constants(model.graph))).values = 2 * WEIGHTS
+    assert judge.drop(model) != first, "an edited model is another one"
+
+
 def test_a_candidate_that_fails_leaves_the_evaluator_usable() -> None:
     judge = evaluator(classifier(), FakeSamples(normal(4)))
     broken = build("g (float[n, m] x) => (float[n, 4] y) { y = MatMul(x, w) }", w=np.ones((5, 4), np.float32))

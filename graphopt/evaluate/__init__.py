@@ -76,6 +76,7 @@ class Evaluator:
         self._scores = class_scores(original)
         self._answers = None if samples is None else Answers(samples, lambda: self._open_fixed(original))
         self._metric_before: float | None = None
+        self._judged: tuple[str, Drop | None] | None = None
         self._reference: Reference | None = None
         self._made_up: Samples | None = None
 
@@ -96,7 +97,8 @@ class Evaluator:
     def drop(self, model: Model) -> Drop | None:
         """Return how much worse the model is than the original; None if there is nothing to judge on.
 
-        A model that hands on a state is judged over several steps, see `graphopt.evaluate.chains`.
+        A model that hands on a state is judged over several steps, see `graphopt.evaluate.chains`. The last model that
+        was judged is known again: what a pass has chosen among candidates is what the pipeline then asks about.
 
         Raises:
             ModelError: A model does not run.
@@ -104,6 +106,12 @@ class Evaluator:
             UnjudgedError: The samples tell nothing.
             UsageError: The metric failed or is no number.
         """
+        fingerprint = model.fingerprint()
+        if self._judged is None or self._judged[0] != fingerprint:
+            self._judged = fingerprint, self._judge(model)
+        return self._judged[1]
+
+    def _judge(self, model: Model) -> Drop | None:
         self._forget_reference()
         if self._metric is not None:
             before = self.metric_of_original()
