@@ -116,9 +116,7 @@ def reopened_ratio(
     for index in range(_ROUNDS):
         if index >= _FEWEST_ROUNDS and time.perf_counter() > until:
             break
-        with ExitStack() as stack:
-            opened = [stack.enter_context(opener()) for opener in _turned((open_before, open_after), index)]
-            before, after = _turned(opened, index)
+        with _opened(open_before, open_after, index) as (before, after):
             rounds.append(paired_ratio(before, after, feeds, seconds=seconds / _ROUNDS))
     return Ratio(
         statistics.median(ratio.median for ratio in rounds),
@@ -159,9 +157,8 @@ def quickest_ratio(
     for index in range(_ROUNDS):
         if index and time.perf_counter() > started + seconds:
             break
-        with ExitStack() as stack:
-            opened = [stack.enter_context(opener()) for opener in _turned((open_before, open_after), index)]
-            runs += _quickest(_turned(opened, index), feeds, best, started + seconds * (index + 1) / _ROUNDS)
+        with _opened(open_before, open_after, index) as opened:
+            runs += _quickest(opened, feeds, best, started + seconds * (index + 1) / _ROUNDS)
     ratio = sum(best[1]) / sum(best[0])
     return Ratio(ratio, ratio / (1 + _PLACEMENT), ratio * (1 + _PLACEMENT), runs * len(feeds))
 
@@ -180,6 +177,17 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
             break
         rank = index
     return ordered[rank], ordered[count - 1 - rank]
+
+
+@contextmanager
+def _opened(
+    open_before: Callable[[], Session], open_after: Callable[[], Session], index: int
+) -> Iterator[tuple[Session, Session]]:
+    """Open both models, the second one first in every other round."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(opener()) for opener in _turned((open_before, open_after), index)]
+        before, after = _turned(opened, index)
+        yield before, after
 
 
 def _turned(pair: Sequence[ItemT], index: int) -> Sequence[ItemT]:
