@@ -153,3 +153,11 @@ def _called_functions(graph: gs.Graph) -> set[tuple[str, str, str]]:
 def _domain(name: str | None) -> str:
     """The standard operators have two names."""
     return "" if name in (None, "ai.onnx") else str(name)
+
+
+def redirect(old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let every node that reads `old` read `new`."""
+    for node in list({id(node): node for node in old.outputs}.values()):
+        for index, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[index] = new

@@ -7,8 +7,9 @@ from collections.abc import Hashable
 
 import onnx_graphsurgeon as gs
 
+from graphopt.ir.clean import redirect
+from graphopt.ir.equal import equal_among
 from graphopt.ir.graph import bodies, constants, payload_bytes, walk_nodes
-from graphopt.passes.share.equal import equal_among
 
 _WORTH, _NAMES = 512, 8  # bytes that a weight must have for a node to be smaller, and for each letter of its name
 
@@ -63,11 +64,3 @@ def _holds_tensor(node: gs.Node) -> bool:
 def is_worth_a_node(constant: gs.Constant) -> bool:
     """Whether a weight takes more bytes than a node in its place."""
     return payload_bytes(constant) >= _WORTH + _NAMES * len(constant.name)
-
-
-def redirect(old: gs.Tensor, new: gs.Tensor) -> None:
-    """Let every node that reads `old` read `new`."""
-    for node in list({id(node): node for node in old.outputs}.values()):
-        for index, tensor in enumerate(node.inputs):
-            if tensor is old:
-                node.inputs[index] = new

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
+from graphopt.ir.clean import redirect
+from graphopt.ir.equal import equal_weights
 from graphopt.ir.graph import payload_bytes
 from graphopt.model import Model
-from graphopt.passes.share.equal import equal_weights
-from graphopt.passes.share.nodes import merge_constant_nodes, redirect
+from graphopt.passes.share.nodes import merge_constant_nodes
 from graphopt.passes.share.palettes import share_values
 from graphopt.passes.share.uniform import shrink_uniform
 from graphopt.passes.share.views import share_views

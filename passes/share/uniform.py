@@ -11,6 +11,7 @@ from itertools import chain
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.ir.clean import redirect
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import (
     Constant,
@@ -24,7 +25,7 @@ from graphopt.ir.graph import (
     walk_graphs,
 )
 from graphopt.ir.payload import StoredSparseTensor
-from graphopt.passes.share.nodes import is_worth_a_node, redirect
+from graphopt.passes.share.nodes import is_worth_a_node
 
 _FILLS = 9  # opset since which there is ConstantOfShape
 _GLANCE, _PIECE = 2**10, 2**20  # elements compared first, and then at a time

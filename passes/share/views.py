@@ -15,6 +15,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.base import Skip
+from graphopt.ir.clean import redirect
+from graphopt.ir.equal import corner, digest, grouped, turned_digest
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import (
     Constant,
@@ -28,8 +30,7 @@ from graphopt.ir.graph import (
     walk_graphs,
 )
 from graphopt.ir.payload import StoredSparseTensor
-from graphopt.passes.share.equal import corner, digest, grouped, turned_digest
-from graphopt.passes.share.nodes import is_worth_a_node, redirect
+from graphopt.passes.share.nodes import is_worth_a_node
 
 
 @dataclass(frozen=True, eq=False)
