@@ -1,9 +1,9 @@
 """Quantize one model with onnxruntime.quantization; runs alone, in an interpreter that has OnnxSlim as well.
 
-    python benchmarks/int8_peers.py FORM MODEL OUTPUT [SAMPLES] [--seven-bits]
+    python benchmarks/int8_peers.py FORM MODEL OUTPUT [SAMPLES] [--seven-bits] [--all-operators]
 
-FORM is ``minmax`` or ``entropy`` (static QDQ, one scale an output channel, of Conv, MatMul and Gemm) or ``dynamic``.
-The model is first simplified with OnnxSlim and, where its operator set is older than 13, converted to 17: without the
+FORM is ``minmax`` or ``entropy`` (static QDQ, one scale an output channel, of Conv, MatMul and Gemm, or of all
+operators that the tool knows, which is its default) or ``dynamic``. The model is first simplified with OnnxSlim and, where its operator set is older than 13, converted to 17: without the
 former batch normalizations stay float, without the latter the result does not load.
 """
 
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("samples", type=Path, nargs="?")
     parser.add_argument("--seven-bits", action="store_true")
+    parser.add_argument("--all-operators", action="store_true")
     arguments = parser.parse_args()
     calibrate.onnxruntime.SessionOptions = OneThread
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +82,7 @@ def main() -> None:
             model,
             arguments.output,
             Reader(arguments.samples, model),
-            op_types_to_quantize=_STATIC,
+            op_types_to_quantize=None if arguments.all_operators else _STATIC,
             per_channel=True,
             reduce_range=arguments.seven_bits,
             activation_type=quantization.QuantType.QUInt8,

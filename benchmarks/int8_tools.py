@@ -14,11 +14,13 @@ from graphopt.targets import get_target
 
 OURS, ENTROPY = "graphopt", "ORT entropy"
 LOSSY = f"{OURS}, 3 %"  # with a limit that is nearer to what the peers lose
+SEVEN, ALL = "ORT static, 7 bits", "ORT static, all operators"
 CALIBRATION = "calibration"  # not a tool: the worker that times the observation of samples
 RACE = "race.json"  # what `benchmarks.int8_race` found
 _PEERS = Path(__file__).with_name("int8_peers.py")
 _QUICK_ENTROPY = frozenset({"efficientnet_lite0", "magika", "mnist_mlp"})  # elsewhere it takes minutes or gigabytes
 _SCORES = ("top1", "acc", "f1", "mrr", "auc", "char_acc")  # what a tool is judged by: the first that there is
+_EIGHT_BITS = 127  # largest magnitude of a weight
 _ROUNDED = 1e-9  # of what evaluators print
 _POINT = 0.01  # loss up to which the fastest peer counts as the best
 
@@ -94,24 +96,16 @@ def command(tool: str, peers: str, model: Path, output: Path, samples: Path) -> 
         limit = ("--max-drop", "3%" if tool == LOSSY else "1%")
         command = (sys.executable, "-m", "graphopt", model, "-p", passes, "--data", samples, *limit)
         return (*command, "-q", "-o", output, *report)
-    form = {"ORT static": "minmax", "ORT static, 7 bits": "minmax", ENTROPY: "entropy", "ORT dynamic": "dynamic"}
-    seven = ("--seven-bits",) if tool.endswith("7 bits") else ()
-    return (peers, _PEERS, form[tool], model, output, samples, *seven)
+    form = {ENTROPY: "entropy", "ORT dynamic": "dynamic"}.get(tool, "minmax")
+    extras = {SEVEN: ("--seven-bits",), ALL: ("--all-operators",)}.get(tool, ())
+    return (peers, _PEERS, form, model, output, samples, *extras)
 
 
 def tools(model: str) -> tuple[str, ...]:
-    """Return the names of the tools that are tried on a model."""
+    """Return the names of the tools that are tried on a model; weights of 7 bits only where 8 would saturate."""
     entropy = (ENTROPY,) if model in _QUICK_ENTROPY else ()
-    return (
-        OURS,
-        LOSSY,
-        f"{OURS} static",
-        f"{OURS} dynamic",
-        "ORT static",
-        "ORT static, 7 bits",
-        *entropy,
-        "ORT dynamic",
-    )
+    seven = (SEVEN,) if get_target("cpu").weight_limit < _EIGHT_BITS else ()
+    return (OURS, LOSSY, f"{OURS} static", f"{OURS} dynamic", "ORT static", ALL, *seven, *entropy, "ORT dynamic")
 
 
 def best_peer(outcomes: Mapping[str, Outcome], speeds: Mapping[str, Speed]) -> str:
