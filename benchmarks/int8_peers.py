@@ -3,8 +3,9 @@
     python benchmarks/int8_peers.py FORM MODEL OUTPUT [SAMPLES] [--seven-bits] [--all-operators]
 
 FORM is ``minmax`` or ``entropy`` (static QDQ, one scale an output channel, of Conv, MatMul and Gemm, or of all
-operators that the tool knows, which is its default) or ``dynamic``. The model is first simplified with OnnxSlim and, where its operator set is older than 13, converted to 17: without the
-former batch normalizations stay float, without the latter the result does not load.
+operators that the tool knows, which is its default) or ``dynamic``. The model is first simplified with OnnxSlim and,
+where its operator set is older than 13, converted to 17: without the former batch normalizations stay float, without
+the latter the result does not load.
 """
 
 from __future__ import annotations
