@@ -454,10 +454,26 @@ def test_pairs_alternate_their_order_and_use_every_feed_in_both(clock: Clock, co
 
 @pytest.mark.parametrize(("cost", "pairs"), [(10.0, 5), (0.4, 10), (1e-5, 1000)])
 def test_slow_models_are_timed_often_enough_and_quick_ones_not_forever(clock: Clock, cost: float, pairs: int) -> None:
-    a, b, _ = workers(clock, lambda *_: cost, lambda *_: cost)
-    ratio = paired_ratio(a, b, FEEDS, seconds=2.0)
+    a, b, _ = workers(clock, lambda *_: cost, lambda _, feed: cost * (0.9, 1.1)[feed])
+    ratio = paired_ratio(a, b, FEEDS[:2], seconds=2.0)
     assert ratio.pairs == pairs
-    assert ratio.median == pytest.approx(1)
+    assert ratio.median == pytest.approx(1, abs=0.11)
+
+
+def test_timing_ends_once_the_interval_is_narrow_and_every_feed_was_seen_in_both_orders(clock: Clock) -> None:
+    a, b, _ = workers(clock, lambda *_: 0.001, lambda *_: 0.0005)
+    assert paired_ratio(a, b, FEEDS, seconds=2.0).pairs == 10
+    assert paired_ratio(a, b, FEEDS * 4, seconds=2.0).pairs == 30
+    noise = itertools.cycle([0.98, 1.02])
+    a, b, _ = workers(clock, lambda *_: 0.001, lambda *_: 0.0005 * next(noise))
+    assert paired_ratio(a, b, FEEDS, seconds=2.0).pairs > 100, "each feed has a ratio of its own in either order"
+
+
+def test_a_race_ends_once_runs_get_no_quicker_and_goes_on_while_they_do(clock: Clock) -> None:
+    a, b, _ = workers(clock, lambda *_: 0.001, lambda *_: 0.0005)
+    assert quickest_ratio(lambda: a, lambda: b, FEEDS).pairs == 3 * (5 + 5 + 2 + 2)
+    a, b, _ = workers(clock, lambda now, _: 0.001 / (1 + now), lambda *_: 0.0005)
+    assert quickest_ratio(lambda: a, lambda: b, FEEDS).pairs > 84
 
 
 def test_quick_runs_are_timed_several_at_once(clock: Clock) -> None:

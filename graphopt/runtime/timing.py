@@ -10,6 +10,9 @@ Two sessions of one and the same model still differ, because their buffers lie a
 ordinary models, by up to 12 % on one whose weights are read once a run (200 MB in four MatMuls). So `reopened_ratio`
 opens both several times, and its interval spans what the openings gave; see also `Ratio.slower`.
 
+Timing ends before its time is up once it has told what it can: the interval is narrower than what openings differ by
+(a fixed-width interval; Chow and Robbins, Annals of Mathematical Statistics 36, 1965).
+
 Where many models are to be told apart, `quickest_ratio` does it in a fraction of the runs: what breaks in only ever
 makes a run slower, so the quickest of a few runs is steadier than their median.
 """
@@ -35,6 +38,9 @@ ItemT = TypeVar("ItemT")
 _FEW, _ENOUGH, _MOST = 5, 10, 1000  # pairs: where one run takes long, at least, at most
 _ROUNDS, _FEWEST_ROUNDS = 3, 2  # openings of both sessions; fewer once the time is spent
 _PLACEMENT = 0.02  # how much two sessions of the same ordinary model differ
+_NARROW = _PLACEMENT  # width of an interval, over the median, that is narrow enough
+_AGAIN = 2  # runs on each feed, at least, of a race in another opening than the first
+_SETTLED = 0.005  # gain of a few more runs on each feed that is not worth waiting for
 _SHORTEST = 5e-4  # seconds; quicker runs are timed several at once, so that the clock and Python do not matter
 
 
@@ -67,8 +73,8 @@ def paired_ratio(before: Session, after: Session, feeds: Sequence[Feeds], *, sec
         before: What `after` is compared with.
         after: Must take the same feeds.
         feeds: Inputs, used in turn; the ratio is that of the typical one.
-        seconds: Wall time to spend. At least 10 pairs are run whatever it takes, or 5 if a run takes more than a
-            quarter of it.
+        seconds: Wall time to spend at most, less where the interval is narrow before. At least 10 pairs are run
+            whatever it takes, or 5 if a run takes more than a quarter of it.
 
     Raises:
         ModelError: A session cannot run a feed.
@@ -83,6 +89,8 @@ def paired_ratio(before: Session, after: Session, feeds: Sequence[Feeds], *, sec
     ratios: list[float] = []
     with _no_garbage_collection():
         while len(ratios) < needed or (len(ratios) < _MOST and time.perf_counter() < started + seconds):
+            if len(ratios) >= 2 * len(feeds) and len(ratios) % _ENOUGH == 0 and _is_narrow(ratios):
+                break
             feed = feeds[len(ratios) // 2 % len(feeds)]  # twice each, once in either order
             ratios.append(_pair(before, after, feed, repeats, reverse=len(ratios) % 2 == 1))
     low, high = median_interval(ratios)
@@ -102,7 +110,7 @@ def reopened_ratio(
         open_before: Opens what is compared with.
         open_after: Opens what is judged.
         feeds: As in `paired_ratio`.
-        seconds: Wall time to spend over all rounds; at least two are run whatever they take.
+        seconds: Wall time to spend over all rounds at most; at least two are run whatever they take.
 
     Returns:
         The median of the rounds' medians, with an interval that spans the rounds' intervals.
@@ -139,8 +147,8 @@ def quickest_ratio(
         open_before: Opens what is compared with.
         open_after: Opens what is judged.
         feeds: Inputs, used in turn.
-        seconds: Wall time to spend. At least five runs on each feed are made whatever they take; of models that leave
-            time for it both are opened several times.
+        seconds: Wall time to spend at most. At least five runs on each feed are made whatever they take; of models that
+            leave time for it both are opened several times.
 
     Returns:
         The ratio, with an interval that is what two sessions of one model may differ by.
@@ -158,7 +166,8 @@ def quickest_ratio(
         if index and time.perf_counter() > started + seconds:
             break
         with _opened(open_before, open_after, index) as opened:
-            runs += _quickest(opened, feeds, best, started + seconds * (index + 1) / _ROUNDS)
+            few, until = _AGAIN if index else _FEW, started + seconds * (index + 1) / _ROUNDS
+            runs += _quickest(opened, feeds, best, few, until)
     ratio = sum(best[1]) / sum(best[0])
     return Ratio(ratio, ratio / (1 + _PLACEMENT), ratio * (1 + _PLACEMENT), runs * len(feeds))
 
@@ -208,26 +217,38 @@ def _warm_up(session: Session, feeds: Sequence[Feeds], until: float) -> float:
     return last
 
 
-def _quickest(sessions: Sequence[Session], feeds: Sequence[Feeds], best: list[list[float]], until: float) -> int:
-    """Run two sessions in turn, five times on each feed and on until a time; return how often.
+def _quickest(
+    sessions: Sequence[Session], feeds: Sequence[Feeds], best: list[list[float]], few: int, until: float
+) -> int:
+    """Run two sessions in turn, a few times on each feed and on until a time or they get no quicker; return how often.
 
     Args:
         sessions: Two.
         feeds: Inputs.
         best: Nanoseconds of the quickest run by session and feed; brought up to date.
+        few: Runs on each feed, at least, and those among which none is quicker at the end.
         until: When to end.
     """
     longest = max(_warm_up(session, feeds, until) for session in sessions)
     repeats = max(1, math.ceil(_SHORTEST / longest))
-    count = 0
+    count, known = 0, math.inf
     with _no_garbage_collection():
-        while count < _FEW or (count < _MOST and time.perf_counter() < until):
+        while count < few or (count < _MOST and time.perf_counter() < until):
+            if count % few == 0:
+                before, known = known, sum(map(sum, best))
+                if count and known >= before * (1 - _SETTLED):
+                    break
             for index, feed in enumerate(feeds):
                 for which in _turned((0, 1), count + index):
                     took = _timed(sessions[which], feed, repeats) / repeats
                     best[which][index] = min(best[which][index], took)
             count += 1
     return count
+
+
+def _is_narrow(values: Sequence[float]) -> bool:
+    low, high = median_interval(values)
+    return high - low <= _NARROW * statistics.median(values)
 
 
 def _pair(before: Session, after: Session, feed: Feeds, repeats: int, *, reverse: bool) -> float:
