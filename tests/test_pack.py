@@ -493,7 +493,8 @@ def test_size_mode_beats_rounding_and_stays_within_the_limit() -> None:
     model, samples = network()
     blind, _ = packed(model, "pack:bits=4:min-bytes=512")
     fitted, report = packed(model, "pack:bits=4:min-bytes=512", samples)
-    assert report.changed == 3
+    assert report.changed == 4, "three weights and the large bias"
+    assert report.metrics["stored as float16"] == 1
     assert fitted.to_proto().ByteSize() < 0.35 * model.to_proto().ByteSize()
     assert snr_loss(fitted, model, samples) < 0.01
     assert snr_loss(packed(model, "pack:bits=8:min-bytes=512", samples)[0], model, samples) < 1e-4
@@ -684,6 +685,15 @@ def test_rows_of_very_different_size() -> None:
     for moment in (None, np.eye(32)[None]):
         decoded = shrink(matrix.astype(np.float32), moment, 6).decoded()
         error = np.square(decoded - matrix).sum(axis=-1) / np.maximum(np.square(matrix).sum(axis=-1), 1e-99)
+        assert (error < 0.01).all()
+
+
+def test_scales_of_rows_that_are_next_to_nothing_need_no_more_bytes() -> None:
+    matrix = rng().normal(size=(1, 8, 32)) * np.array([1e-7, 1, 2, 1e-2, 3, 2, 1, 5])[:, None]
+    for moment in (None, np.eye(32)[None]):
+        coded = shrink(matrix.astype(np.float32), moment, 5)
+        assert coded.scale.dtype == np.float16
+        error = np.square(coded.decoded() - matrix).sum(axis=-1) / np.square(matrix).sum(axis=-1)
         assert (error < 0.01).all()
 
 

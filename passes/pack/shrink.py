@@ -15,7 +15,7 @@ from graphopt.compensate.palette import masked
 _ROUNDS = 2  # of refitting levels and scales; more change the last digits
 _SHRINKS = np.linspace(0.4, 1.0, 13)  # of the largest magnitude, tried as scale
 _FULL = 4096  # inputs; wider layers would need minutes for their inverse, and are rounded with the diagonal alone
-_LEAST_SCALE = 2.0**-14  # of the largest; half precision holds smaller ones badly
+_LEAST_SCALE, _LARGEST_SCALE = 2.0**-14, 2.0**15  # stored in half precision, which holds smaller ones badly
 _PART = 2**20  # weights that are rounded at a time, and that a palette is fitted to where inputs are unknown
 _LLOYD_ROUNDS = 8  # more change the last digits
 
@@ -172,8 +172,8 @@ def _diagonal(moment: np.ndarray) -> np.ndarray:
 def _as_stored(levels: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return levels and scales as a decoder computes them, and the scales as the file holds them.
 
-    The largest scale moves into the levels; half precision holds the rest, unless some are too small for it. Of 8 bits
-    it is the other way round: whole numbers need no levels in the file.
+    The unit of the scales moves into the levels, so that half precision holds all but those of rows that are next to
+    nothing beside the largest. Of 8 bits it is the other way round: whole numbers need no levels in the file.
 
     Returns:
         Levels (float32), scales (float64, the stored ones' values), stored scales (float16 or float32).
@@ -182,8 +182,8 @@ def _as_stored(levels: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.nd
         whole, factor = np.arange(-128, 128, dtype=np.float32), scale * levels[-1] / 127
         narrow = bool(factor.min() >= _LEAST_SCALE and factor.max() <= 1)
     else:
-        top = float(scale.max())
-        whole, factor = (levels * top).astype(np.float32), scale / top
+        unit = float(scale.max()) / _LARGEST_SCALE
+        whole, factor = (levels * unit).astype(np.float32), scale / unit
         narrow = bool(factor.min() >= _LEAST_SCALE)
     stored = factor.astype(np.float16 if narrow else np.float32)
     return whole, stored.astype(np.float64), stored
