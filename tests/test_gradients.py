@@ -58,6 +58,8 @@ FUNCTIONS = {
     "Tanh": "y = Tanh(a)",
     "Erf": "y = Erf(a)",
     "Gelu": "y = Gelu(a)",
+    "Gelu by tanh": 'y = Gelu<approximate="tanh">(a)',
+    "Slice": "b = Tanh(a)  c = Slice(b, one_axis, six, one_axis)  d = MatMul(c, v3)  y = Add(d, a)",
     "Exp": "y = Exp(a)",
     "Neg": "y = Neg(a)",
     "Sqrt": "e = Exp(a)  y = Sqrt(e)",
@@ -91,6 +93,7 @@ HELD = {
     "one": np.array(1),
     "one_axis": np.array([1]),
     "v": random(11, 3, seed=7),
+    "v3": random(2, 3, seed=10),
     "v2": random(3, 3, seed=8),
 }
 

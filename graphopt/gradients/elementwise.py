@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.gradients.tape import Tape
 
+_CUBIC = 0.044715  # in the approximation of Gelu
 Rule = Callable[[Tape, gs.Node, gs.Tensor], "list[gs.Tensor | None] | None"]
 Slope = Callable[[Tape, gs.Node], "gs.Tensor | None"]
 
@@ -105,14 +106,25 @@ def erf(tape: Tape, node: gs.Node) -> gs.Tensor:
     return tape.op("Mul", _bell(tape, node.inputs[0], 1.0), 2 / math.sqrt(math.pi))
 
 
-def gelu(tape: Tape, node: gs.Node) -> gs.Tensor | None:
-    """``Phi(x) + x phi(x)`` with the normal distribution; not its approximation by tanh."""
-    if node.attrs.get("approximate", "none") != "none":
-        return None
+def gelu(tape: Tape, node: gs.Node) -> gs.Tensor:
+    """``Phi(x) + x phi(x)`` with the normal distribution, or with its approximation by tanh."""
     image = node.inputs[0]
+    if node.attrs.get("approximate", "none") == "tanh":
+        return _approximate_gelu(tape, image)
     below = tape.op("Add", tape.op("Mul", tape.op("Erf", tape.op("Mul", image, math.sqrt(0.5))), 0.5), 0.5)
     density = tape.op("Mul", _bell(tape, image, 0.5), 1 / math.sqrt(2 * math.pi))
     return tape.op("Add", below, tape.op("Mul", image, density))
+
+
+def _approximate_gelu(tape: Tape, image: gs.Tensor) -> gs.Tensor:
+    """``p + x p'`` with ``p = (1 + tanh u) / 2``, ``u = sqrt(2 / pi) (x + c x^3)``."""
+    square = tape.op("Mul", image, image)
+    factor = math.sqrt(2 / math.pi)
+    inner = tape.op("Mul", image, tape.op("Add", tape.op("Mul", square, factor * _CUBIC), factor))
+    part = tape.op("Add", tape.op("Mul", tape.op("Tanh", inner), 0.5), 0.5)
+    steep = tape.op("Mul", tape.op("Mul", part, tape.op("Sub", 1.0, part)), 2.0)
+    slope = tape.op("Mul", steep, tape.op("Add", tape.op("Mul", square, 3 * factor * _CUBIC), factor))
+    return tape.op("Add", part, tape.op("Mul", image, slope))
 
 
 def exponential(tape: Tape, node: gs.Node) -> gs.Tensor:

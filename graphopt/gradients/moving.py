@@ -30,6 +30,23 @@ def joined(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | N
     return found
 
 
+def sliced(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """``y = x[i:j]`` -> dy at i to j and zero elsewhere; i known and counted from the front, no steps."""
+    image, starts, _, *rest = node.inputs
+    if not all(isinstance(item, gs.Constant) or item.is_empty() for item in (starts, *rest)):
+        return None
+    rank = len(tape.shape(image))
+    axes = [int(axis) for axis in rest[0].values] if rest and not rest[0].is_empty() else range(rank)
+    steps = rest[1].values if len(rest) > 1 and not rest[1].is_empty() else np.ones(1)
+    if (starts.values < 0).any() or (steps != 1).any():
+        return None
+    before = np.zeros(rank, np.int64)
+    before[[axis % rank for axis in axes][: starts.values.size]] = starts.values
+    behind = tape.op("Sub", tape.op("Sub", tape.op("Shape", image), tape.op("Shape", node.outputs[0])), before)
+    pads = tape.op("Concat", before, behind, axis=0)
+    return [tape.op("Pad", gradient, pads), *[None] * (len(node.inputs) - 1)]
+
+
 def picked(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
     """``y = x[i]`` -> dy at i and zero elsewhere; i a number."""
     table, index = node.inputs
