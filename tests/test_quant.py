@@ -19,7 +19,7 @@ from graphopt.passes.quant.fit import fit_weights
 from graphopt.passes.quant.opset import operative_part, raised
 from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
-from graphopt.passes.quant.ranges import affine, choose_range, squared_error
+from graphopt.passes.quant.ranges import affine, choose_range, squared_errors
 from graphopt.passes.quant.sites import find_sites
 from graphopt.passes.quant.store import WeightStore
 from graphopt.passes.quant.units import find_units
@@ -118,7 +118,18 @@ class TestRanges:
         counts, edges = np.histogram(values, 2048)
         whole = (float(values.min()), float(values.max()))
         found = choose_range("mse", *whole, counts, edges)
-        assert squared_error(*found, counts, edges) <= squared_error(*whole, counts, edges)
+        ours, theirs = squared_errors(*np.array([found, whole]).T, counts, edges)
+        assert ours <= theirs
+
+    def test_errors_of_many_ranges_are_those_of_each(self) -> None:
+        counts, edges = np.histogram(RNG.standard_cauchy(size=5_000) + 1.0, 301)
+        centers, lows, highs = (edges[1:] + edges[:-1]) / 2, np.array([-9.0, -0.5, 0.0]), np.array([90.0, 3.0, 1e4])
+        for low, high, found in zip(lows, highs, squared_errors(lows, highs, counts, edges), strict=True):
+            outside = np.maximum(np.maximum(low - centers, centers - high), 0.0)
+            zero = (edges[:-1] <= 0) & (edges[1:] > 0)
+            noise = np.where(zero, 0.0, ((high - low) / 255) ** 2 / 12)
+            wanted = np.sum(counts * np.where(outside > 0, outside**2, noise)) / counts.sum()
+            assert found == pytest.approx(wanted, rel=1e-9)
 
 
 CONV = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain, combinations
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ from graphopt.passes.quant.ranges import affine
 from graphopt.passes.quant.search import Search
 from graphopt.passes.quant.sites import find_sites
 from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
-from graphopt.passes.quant.units import find_units
+from graphopt.passes.quant.units import Unit, find_units
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.runtime.timing import Ratio
 from graphopt.samples import open_samples
@@ -171,17 +172,34 @@ def test_candidates_come_from_the_fastest_on_and_what_cannot_be_fast_is_never_ma
     assert "".join(made) == "abcdf", "0.8 is far behind 0.51"
 
 
-def test_a_plan_takes_at_least_the_time_of_nodes_that_only_others_take() -> None:
+def timed_workshop(*, others: float) -> tuple[Workshop, list[Unit], list[NodeTime]]:
+    """Return a workshop, its weighted units, and times: a second each of these, and some of another node."""
     model, target = build(), get_target("cpu-avx2")
     units, _ = find_units(model.graph, target, model.opset)
-    workshop = Workshop(model, target, units, [], None)
     weighted = [unit for unit in units if unit.weight is not None]
-    times = [NodeTime(unit.name, unit.node.op, 1.0) for unit in weighted] + [NodeTime("unknown", "Softmax", 2.0)]
-    whole = len(weighted) + 2.0
-    everything = Plan("all", frozenset(unit.position for unit in units), frozenset(), "mse")
-    assert workshop.least_time(everything, times) == 0.0
-    one = everything.only(frozenset({weighted[0].position}))
-    assert workshop.least_time(one, times) == pytest.approx((len(weighted) - 1) / whole)
+    times = [*(NodeTime(unit.name, unit.node.op, 1.0) for unit in weighted), NodeTime("unknown", "Softmax", others)]
+    return Workshop(model, target, units, [], None), weighted, times
+
+
+def test_nodes_take_a_share_of_the_time_of_all() -> None:
+    workshop, weighted, times = timed_workshop(others=2.0)
+    assert workshop.share([], times) == 0.0
+    positions = [unit.position for unit in weighted]
+    assert workshop.share(positions[1:], times) == pytest.approx((len(weighted) - 1) / (len(weighted) + 2.0))
+
+
+@pytest.mark.parametrize(("others", "kept"), [(2.0, "abd"), (100.0, "ad")])
+def test_of_plans_that_differ_in_what_takes_no_time_one_is_tried(others: float, kept: str) -> None:
+    workshop, weighted, times = timed_workshop(others=others)
+    first, rest = weighted[0].position, frozenset(unit.position for unit in weighted[1:])
+    plans = [
+        Plan("a", rest | {first}, frozenset(), "mse"),
+        Plan("b", rest, frozenset({first}), "mse"),
+        Plan("c", rest | {first}, frozenset(), "mse"),
+        Plan("d", rest, frozenset(), "mse"),
+    ]
+    search = Search(workshop, workshop.model, Mock(), Mock(), lambda _: times, Mock(), 0.01)
+    assert "".join(plan.label for plan in search._distinct(plans)) == kept
 
 
 def test_every_node_that_runs_has_a_time() -> None:

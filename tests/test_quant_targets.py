@@ -11,7 +11,7 @@ import pytest
 
 from graphopt.api import compress
 from graphopt.model import Model
-from graphopt.passes.quant.ranges import affine, choose_range, squared_error
+from graphopt.passes.quant.ranges import affine, choose_range, squared_errors
 from graphopt.runtime.session import open_session
 
 RNG = np.random.default_rng(5)
@@ -133,4 +133,5 @@ def test_signed_ranges_reach_as_far_on_both_sides() -> None:
     low, high = choose_range("mse", float(values.min()), float(values.max()), counts, edges, symmetric=True)
     assert low == -high
     whole = float(np.abs(values).max())
-    assert squared_error(low, high, counts, edges) <= squared_error(-whole, whole, counts, edges)
+    ours, theirs = squared_errors(np.array([low, -whole]), np.array([high, whole]), counts, edges)
+    assert ours <= theirs

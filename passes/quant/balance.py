@@ -56,6 +56,27 @@ class Balance:
 
     def best(self, price: float) -> Plan:
         """Return the best plan at a price of the error, in seconds for all of it."""
+        return self._plan(cheapest(*self._terms(price)))
+
+    def quickest(self) -> tuple[Plan, float]:
+        """Return the best plan whatever its error, and how much faster than all of the plan it should be.
+
+        Returns:
+            The plan, and seconds over those of the float model.
+        """
+        alone, pairs = self._terms(0.0)
+        chosen = cheapest(alone, pairs)
+        best = self._plan(chosen)
+        cost = sum(alone[choice] for choice in chosen)
+        cost += sum(price for first, second, price in pairs if first in chosen and second not in chosen)
+        forgone = sum(self.saved.get(position, 0.0) for position in set(self.plan.nodes) - set(best.nodes))
+        return best, (sum(alone.values()) - cost) / self.seconds + BYTES * forgone
+
+    def _plan(self, chosen: frozenset[_Choice]) -> Plan:
+        return self.plan.only(frozenset(int(key) for kind, key in chosen if kind == "node"))
+
+    def _terms(self, price: float) -> tuple[dict[_Choice, float], list[tuple[_Choice, _Choice, float]]]:
+        """Return the cost of each choice alone and of pairs; see `cheapest`."""
         alone: dict[_Choice, float] = {}
         pairs: list[tuple[_Choice, _Choice, float]] = []
         weights = {(item.position, item.at_run_time): harm for item, harm in self.harms.items() if not item.tensor}
@@ -65,8 +86,7 @@ class Balance:
             gain = (max(gain, 0.0) if self.wanted else gain) + BYTES * self.seconds * self.saved.get(position, 0.0)
             alone["node", position] = price * weights.get((position, position in at_run_time), 0.0) - gain
         self._add_tensors(alone, pairs, price)
-        chosen = cheapest(alone, pairs)
-        return self.plan.only(frozenset(int(key) for kind, key in chosen if kind == "node"))
+        return alone, pairs
 
     def within(self, error: float) -> Plan:
         """Return the best plan whose roundings cause no more than an error altogether."""

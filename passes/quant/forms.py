@@ -37,6 +37,10 @@ class Plan:
         """Positions of all that run in integers, in graph order."""
         return sorted(self.static | self.dynamic | self.blocks)
 
+    def otherwise(self, other: Plan) -> frozenset[int]:
+        """Return the positions of the nodes that have another form in the other plan."""
+        return (self.static ^ other.static) | (self.dynamic ^ other.dynamic) | (self.blocks ^ other.blocks)
+
     def of(self, form: Fallback) -> frozenset[int]:
         """Return the positions of the nodes in a form."""
         return self.dynamic if form == "dynamic" else self.blocks

@@ -97,6 +97,10 @@ class Workshop:
         """Return what runs in integers under a plan."""
         return place(self.units, self._sizes, plan.static)
 
+    def placed(self, plan: Plan) -> frozenset[int]:
+        """Return the positions of the nodes of a plan that have what it takes beside them."""
+        return frozenset(unit.position for unit in self.placement(plan).units) | plan.dynamic | plan.blocks
+
     def parameters(self, placement: Placement, method: RangeMethod) -> dict[str, Affine]:
         """Return the parameters of every stored tensor."""
         return self.calibration.parameters(placement, self.units, method) if self.calibration is not None else {}
@@ -192,17 +196,15 @@ class Workshop:
         saved = saved_bytes(placement.units, matrices, self.model.weight_bytes)
         return Balance(plan, placement, outside, costs, self._sizes, saved, harms)
 
-    def least_time(self, plan: Plan, times: list[NodeTime]) -> float:
-        """Return the part of the float model's time that is sure to stay: of nodes that other plans may take.
+    def share(self, positions: Collection[int], times: list[NodeTime]) -> float:
+        """Return the part of the float model's time that some nodes take.
 
         Args:
-            plan: The plan.
+            positions: Of units and sites.
             times: Of the nodes of the float model.
         """
         real = measured_costs(self.units, self.sites, self._sizes, times, ()).real
-        taken = frozenset(plan.nodes)
-        left = sum(seconds for position, seconds in real.items() if position not in taken)
-        return left / max(sum(item.seconds for item in times), 1e-12)
+        return sum(real.get(position, 0.0) for position in positions) / max(sum(item.seconds for item in times), 1e-12)
 
     def refilled(self, plan: Plan, positions: Iterable[int], form: Fallback) -> Plan:
         """Return the plan with those of some float nodes in a form that can take it."""

@@ -101,29 +101,44 @@ def choose_range(
         edges: Ends of the bins, ascending, [bins + 1].
         symmetric: Whether the range must reach as far below zero as above.
     """
-    cost = squared_error if method == "mse" else divergence
+    costs = squared_errors if method == "mse" else divergences
     if symmetric and method in ("mse", "entropy") and np.any(counts) and high - low >= _TINY:
         ends = max(-low, high) * _SHRINK
-        end = float(min(ends, key=lambda end: cost(-float(end), float(end), counts, edges)))
+        end = float(ends[np.argmin(costs(-ends, ends, counts, edges))])
         return -end, end
     if method == "minmax" or not np.any(counts) or high - low < _TINY:
         return low, high
     if method == "percentile":
         return _percentile(low, high, counts, edges)
-    return _descend(cost, min(low, 0.0), max(high, 0.0), counts, edges)
+    return _descend(costs, min(low, 0.0), max(high, 0.0), counts, edges)
 
 
-def squared_error(low: float, high: float, counts: np.ndarray, edges: np.ndarray) -> float:
-    """Return the mean squared error of storing the values in the range.
+def squared_errors(lows: np.ndarray, highs: np.ndarray, counts: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return the mean squared error of storing the values in each of several ranges.
 
-    Inside the range rounding is noise of variance step^2 / 12; values outside go to its end. Zero is stored exactly, so
+    Inside a range rounding is noise of variance step^2 / 12; values outside go to its end. Zero is stored exactly, so
     the bin with zero in it (half of a ReLU's output) costs nothing.
+
+    Args:
+        lows: Lower ends.
+        highs: Upper ends, of as many ranges.
+        counts: Histogram, [bins].
+        edges: Ends of the bins, ascending, [bins + 1].
     """
     centers = (edges[1:] + edges[:-1]) / 2
-    step = (high - low) / LEVELS
-    outside = np.maximum(np.maximum(low - centers, centers - high), 0.0)
-    noise = np.where((edges[:-1] <= 0) & (edges[1:] > 0), 0.0, step * step / 12)
-    return float(np.sum(counts * np.where(outside > 0, outside * outside, noise)) / max(np.sum(counts), 1))
+    number, first, second = (np.append(0.0, np.cumsum(counts * centers**power)) for power in range(3))
+    noisy = np.append(0.0, np.cumsum(np.where((edges[:-1] <= 0) & (edges[1:] > 0), 0.0, counts)))
+    begin, end = np.searchsorted(centers, lows, side="left"), np.searchsorted(centers, highs, side="right")
+    below = second[begin] - 2 * lows * first[begin] + lows**2 * number[begin]
+    above = (second[-1] - second[end]) - 2 * highs * (first[-1] - first[end]) + highs**2 * (number[-1] - number[end])
+    inside = (noisy[end] - noisy[begin]) * ((highs - lows) / LEVELS) ** 2 / 12
+    found: np.ndarray = (np.maximum(below, 0.0) + np.maximum(above, 0.0) + inside) / max(number[-1], 1.0)
+    return found
+
+
+def divergences(lows: np.ndarray, highs: np.ndarray, counts: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return the divergence of each of several ranges; see `divergence`."""
+    return np.array([divergence(float(low), float(high), counts, edges) for low, high in zip(lows, highs, strict=True)])
 
 
 def divergence(low: float, high: float, counts: np.ndarray, edges: np.ndarray) -> float:
@@ -157,15 +172,16 @@ def _percentile(low: float, high: float, counts: np.ndarray, edges: np.ndarray) 
     return max(low, float(edges[first])), min(high, float(edges[min(last, len(counts) - 1) + 1]))
 
 
-_Cost = Callable[[float, float, np.ndarray, np.ndarray], float]
+_Costs = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def _descend(cost: _Cost, low: float, high: float, counts: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
+def _descend(costs: _Costs, low: float, high: float, counts: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
     """Move one end at a time to where the cost is least."""
+    lows, highs = low * _SHRINK, high * _SHRINK
     best_low, best_high = low, high
     for _ in range(_SWEEPS):
         if high > 0:
-            best_high = min((high * part for part in _SHRINK), key=lambda end: cost(best_low, end, counts, edges))
+            best_high = float(highs[np.argmin(costs(np.full_like(highs, best_low), highs, counts, edges))])
         if low < 0:
-            best_low = min((low * part for part in _SHRINK), key=lambda end: cost(end, best_high, counts, edges))
+            best_low = float(lows[np.argmin(costs(lows, np.full_like(lows, best_high), counts, edges))])
     return best_low, best_high

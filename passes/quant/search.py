@@ -27,6 +27,7 @@ _MEASURED = 48  # runs that tell where the error comes from, about
 _TRIES = 5  # plans with nodes left float whose loss is measured
 _ROOT = 0.5  # least power of the error that a loss is taken to grow with
 _FAR = 2.0  # times the limit: a loss that is likely to be more is not measured
+_FELT = EQUAL / 2  # of the float model's time; a plan that should gain less than that is not tried
 _EASED = 1.6  # times the error that held the limit may hold it as well; so much more is tried
 
 
@@ -64,7 +65,7 @@ class Search:
         """
         judged: list[Judged] = []
         best: Judged | None = None
-        lineup = Lineup(plans, self._least_time, self._timed)
+        lineup = Lineup(self._distinct(plans), self._least_time, self._timed)
         while (item := lineup.after(best)) is not None:
             if item.candidate.changed and self.pays(item) and (best is None or promises(item, best)):
                 item = self._held(item, thin=best is None or item.speed < best.speed_of_all - EQUAL)
@@ -93,18 +94,35 @@ class Search:
         return self._scale.weigh(model).nbytes
 
     def _least_time(self, plan: Plan) -> float:
+        """Return the part of the float model's time that is sure to stay: of nodes that only other plans take."""
         if self.measure_nodes is None:
             return 0.0
-        return self.workshop.least_time(plan, self.measure_nodes(self.workshop.model))
+        able = {unit.position for unit in self.workshop.units} | {site.position for site in self.workshop.sites}
+        return self.workshop.share(able - set(plan.nodes), self.measure_nodes(self.workshop.model))
+
+    def _distinct(self, plans: Sequence[Plan]) -> list[Plan]:
+        """Return the plans without those that can be told from an earlier one by nothing that counts.
+
+        Those have the same nodes in integers, and the nodes that take another form need so little time in float that
+        the difference, at most about half of it, is none.
+        """
+        if self.measure_nodes is None:
+            return list(plans)
+        times, kept = self.measure_nodes(self.workshop.model), list(plans[:1])
+        for plan in plans[1:]:
+            alike = (other for other in kept if other.nodes == plan.nodes)
+            if all(self.workshop.share(plan.otherwise(other), times) > 2 * EQUAL for other in alike):
+                kept.append(plan)
+        return kept
 
     def _timed(self, plan: Plan) -> Judged:
         """Make a plan, without the nodes that integers slow down by more than their bytes are worth."""
         item = self._made(plan)
         if self.measure_nodes is None or not item.candidate.changed or self.asked_for:
             return item
-        slim = self._balance(item.candidate, {}).best(0.0)
-        gone = frozenset(item.candidate.plan.nodes) - frozenset(slim.nodes)
-        if not gone:
+        slim, gain = self._balance(item.candidate, {}).quickest()
+        gone = self.workshop.placed(item.candidate.plan) - frozenset(slim.nodes)
+        if not gone or gain < _FELT:
             return item
         other = self._made(slim, dict.fromkeys(gone))
         return other if other.candidate.changed and other.speed < item.speed - EQUAL else item
