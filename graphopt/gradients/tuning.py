@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -22,24 +21,20 @@ import onnx_graphsurgeon as gs
 from graphopt.cut import Side
 from graphopt.gradients.adam import Adam
 from graphopt.gradients.backward import OPSET
+from graphopt.gradients.examples import Results, both, fetched, results, spreads, targets, usable
 from graphopt.gradients.objective import Objective
 from graphopt.layers import LinearLayer, linear_layers
 from graphopt.model import Model
 from graphopt.moments import Stream
 from graphopt.progress import Progress
-from graphopt.runtime.session import open_session
 from graphopt.shapes import infer_shapes
-from graphopt.walk import Shelf, loaded
+from graphopt.walk import Shelf
 
 _SHARE = 0.9  # of the weights that the tuned end of the model has
 _ROUNDS = 3  # over all samples
 _BATCH = 16  # samples a step
 _RATE = 1e-3  # length of the first steps, as a part of the size of each weight
 _WARMUP = 8  # steps until they are that long
-_TINY = 1e-12
-Results = Mapping[str, Any]
-"""Values by the name of their tensor, as a `Shelf` holds them."""
-_SQUASHING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 
 
 def tune(
@@ -63,26 +58,25 @@ def tune(
     layers = [layer for layer in linear_layers(compressed) if _own(layer, shown)]
     if compressed.graph.opset < OPSET or not layers:
         return 0, f"gradients need layers in float32 and opset {OPSET}"
-    side, wanted = Side(compressed), _targets(compressed)
+    side, wanted = Side(compressed), targets(compressed)
     cut = _start(side, layers)
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         shelf = Shelf(Path(folder))
-        aims = _results(Side(original).between(0, len(original.graph.nodes), wanted), samples, shelf)
+        aims = results(Side(original).between(0, len(original.graph.nodes), wanted), samples, shelf)
         feeds: Sequence[Results] = list(samples)
         if cut:
-            feeds = _results(side.between(0, cut, side.crossing(cut)), samples, shelf)
-        pairs = [pair for pair in zip(feeds, aims, strict=True) if _usable(*pair)]
+            feeds = results(side.between(0, cut, side.crossing(cut)), samples, shelf)
+        pairs = [pair for pair in zip(feeds, aims, strict=True) if usable(*pair)]
         if not wanted or not pairs:
             return 0, "there are no outputs with finite values to compare"
-        scales = [max(float(np.mean([np.var(loaded(aim[name])) for _, aim in pairs])), _TINY) for name in wanted]
         tail = side.between(cut, len(compressed.graph.nodes), wanted)
         own = {item.name: item for layer in layers for item in _own(layer, shown)}
-        objective = Objective(tail, own.keys(), scales, _loaded(pairs[0][0]))
+        objective = Objective(tail, own.keys(), spreads(pairs, wanted), fetched(pairs[0][0]))
         if not objective.weights:
             return 0, f"no gradients lead through {', '.join(objective.stops[:3])}"
-        before = objective.error(map(_both, pairs))
+        before = objective.error(map(both, pairs))
         _descend(objective, pairs, progress, rng)
-        if not objective.error(map(_both, pairs)) < before:
+        if not objective.error(map(both, pairs)) < before:
             return 0, "it comes no closer to the original"
     for constant in objective.weights:
         own[constant.name].values = constant.values
@@ -99,7 +93,7 @@ def _descend(
     orders = [rng.permutation(len(pairs)) for _ in range(_ROUNDS)]
     for step in progress.track(range(_ROUNDS * steps), "tune", _ROUNDS * steps):
         chosen = orders[step // steps][step % steps * _BATCH :][:_BATCH]
-        gradients = [item / len(chosen) for item in objective.gradients(_both(pairs[index]) for index in chosen)]
+        gradients = [item / len(chosen) for item in objective.gradients(both(pairs[index]) for index in chosen)]
         present = [item.values for item in objective.weights]
         fresh = adam.step(present, gradients, _rate(step, _ROUNDS * steps))
         for constant, values, kept in zip(objective.weights, fresh, stays, strict=True):
@@ -121,39 +115,7 @@ def _start(side: Side, layers: Sequence[LinearLayer]) -> int:
     return cut
 
 
-def _targets(model: Model) -> list[str]:
-    """Return the names of the float outputs, or of what is squashed to them."""
-    found = []
-    for output in model.graph.outputs:
-        maker = output.inputs[0] if output.inputs else None
-        target = maker.inputs[0] if maker is not None and maker.op in _SQUASHING else output
-        if maker is not None and target.inputs and target.dtype == np.float32:
-            found.append(str(target.name))
-    return [*dict.fromkeys(found)]
-
-
 def _own(layer: LinearLayer, shown: Collection[int]) -> list[gs.Constant]:
     """Return weight and bias of a layer, as far as they are its own, of float32, and no outputs of the graph."""
     constants = [item for item in layer.node.inputs[1:3] if isinstance(item, gs.Constant) and id(item) not in shown]
     return [item for item in constants if len(item.outputs) == 1 and item.dtype == np.float32]
-
-
-def _results(model: Model, samples: Stream, shelf: Shelf) -> list[Results]:
-    """Return what a model gives on each sample, held."""
-    with open_session(model) as session:
-        runs = (session.run({name: feeds[name] for name in session.inputs}) for feeds in samples)
-        return [{name: shelf.put(value) for name, value in found.items()} for found in runs]
-
-
-def _usable(*held: Results) -> bool:
-    """Whether all that is held is finite and no tensor is empty."""
-    arrays = [np.asarray(value) for each in held for value in _loaded(each).values()]
-    return all(array.size and (array.dtype.kind != "f" or np.isfinite(array).all()) for array in arrays)
-
-
-def _both(pair: tuple[Results, Results]) -> tuple[dict[str, Any], dict[str, Any]]:
-    return _loaded(pair[0]), _loaded(pair[1])
-
-
-def _loaded(held: Results) -> dict[str, Any]:
-    return {name: loaded(value) for name, value in held.items()}
