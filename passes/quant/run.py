@@ -16,7 +16,7 @@ from graphopt.passes.quant.calibrate import Calibration, calibrate
 from graphopt.passes.quant.errors import OutputError, hardest
 from graphopt.passes.quant.frames import as_products
 from graphopt.passes.quant.judged import Judged
-from graphopt.passes.quant.opset import AT_RUN_TIME, PER_TENSOR, raised
+from graphopt.passes.quant.opset import AT_RUN_TIME, PER_CHANNEL, PER_TENSOR, raised
 from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.search import Search
@@ -60,7 +60,7 @@ class Run:
         workshop = self._workshop()
         plans = make_plans(self._options, workshop.units, workshop.sites)
         if not plans:
-            return self._nothing("there is nothing that has an int8 kernel here")
+            return self._nothing(self._why_no_plan(workshop.model))
         search = self._search(workshop)
         best, judged = search.best(plans)
         if best is None or best.candidate.changed == 0:
@@ -189,6 +189,14 @@ class Run:
             if unit.position not in kept and unit.weight is not None
         )
         return usable, calibration
+
+    def _why_no_plan(self, model: Model) -> str:
+        if self._options.mode == "auto" and self._context.observer is None:
+            units, _ = find_units(model.graph, self._context.target, max(model.opset, PER_CHANNEL))
+            count = sum(unit.weight is not None and not self._options.excludes(unit.node) for unit in units)
+            if count:
+                return f"what has an int8 kernel here ({count} nodes) needs fixed ranges, so samples (--data)"
+        return "there is nothing that has an int8 kernel here"
 
     def _is_excluded(self, node: gs.Node) -> bool:
         excluded = self._options.excludes(node)
