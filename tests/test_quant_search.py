@@ -22,6 +22,7 @@ from graphopt.passes.quant.errors import OutputError, hardest, is_distribution, 
 from graphopt.passes.quant.forms import Plan
 from graphopt.passes.quant.judged import Judged, Lineup
 from graphopt.passes.quant.options import IntegerOptions, make_plans
+from graphopt.passes.quant.placement import joinable, place
 from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.ranges import affine
 from graphopt.passes.quant.search import Search
@@ -200,6 +201,32 @@ def test_of_plans_that_differ_in_what_takes_no_time_one_is_tried(others: float, 
     ]
     search = Search(workshop, workshop.model, Mock(), Mock(), lambda _: times, Mock(), 0.01)
     assert "".join(plan.label for plan in search._distinct(plans)) == kept
+
+
+JOINED = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 16] x, float[1, 16] u) => (float[N, 8] y, float[N, 16] alone)
+<float[16, 16] w, float[16, 8] v>
+{
+  [first] h = MatMul(x, w)
+  [beside] a = Add(h, u)
+  [curve] s = Sigmoid(a)
+  [second] y = MatMul(s, v)
+  [far] f = Sigmoid(x)
+  [lonely] alone = Mul(f, f)
+}
+"""
+
+
+def test_only_what_may_be_in_company_is_observed() -> None:
+    model = build(JOINED)
+    units, _ = find_units(model.graph, get_target("cpu"), model.opset)
+    able = {unit.name for unit in joinable(units)}
+    assert able == {"first", "beside", "curve", "second"}
+    for sizes in ({}, {"h": 160, "u": 16}, {"h": 16, "u": 160}):
+        for count in range(len(units) + 1):
+            for chosen in combinations([unit.position for unit in units], count):
+                assert {unit.name for unit in place(units, sizes, chosen).units} <= able
 
 
 def test_every_node_that_runs_has_a_time() -> None:

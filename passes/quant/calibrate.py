@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt.ir.clean import clean
 from graphopt.model import Model
-from graphopt.observe import ChannelMean, Histogram, Observations, Observer, Statistic
+from graphopt.observe import ChannelMean, ChannelRange, Histogram, Observations, Observer, Statistic
 from graphopt.passes.quant.placement import Placement, shared_parameters
 from graphopt.passes.quant.ranges import Affine, RangeMethod, affine, choose_range
 from graphopt.passes.quant.units import Unit
@@ -94,6 +94,8 @@ def calibrate(model: Model, units: Iterable[Unit], observer: Observer, *, signed
                 requests.setdefault(tensor.name, [Histogram()])
         if unit.weight is not None and unit.inputs[0].name in known:
             _add(requests[unit.inputs[0].name], ChannelMean(channel_axis(unit)))
+            if unit.node.op != "Conv":  # for `smooth`
+                _add(requests[unit.inputs[0].name], ChannelRange(-1))
     found = observer.observe(model, requests)
     finite = frozenset(name for name in requests if found.nonfinite(name) == 0 and found.elements(name) > 0)
     return Calibration(found, finite, observer, signed)

@@ -50,6 +50,17 @@ def place(units: Sequence[Unit], sizes: Mapping[str, int], allowed: Collection[i
         chosen = kept
 
 
+def joinable(units: Sequence[Unit]) -> list[Unit]:
+    """Return the units that may be in company under some choice of units, whatever the sizes of tensors."""
+    kept = list(units)
+    while True:
+        view = _View(kept)
+        found = [unit for unit in kept if unit.weight is not None or view.pays(unit, None)]
+        if len(found) == len(kept):
+            return kept
+        kept = found
+
+
 class _View:
     """Who makes and who reads integers under a choice of units."""
 
@@ -66,13 +77,14 @@ class _View:
         """A kernel that may leave its output float does so unless an integer unit reads it."""
         return not unit.kernel.float_output or id(unit.output) in self._read
 
-    def pays(self, unit: Unit, sizes: Mapping[str, int]) -> bool:
-        """Whether a unit without weight has integers on both sides."""
+    def pays(self, unit: Unit, sizes: Mapping[str, int] | None) -> bool:
+        """Whether a unit without weight has integers on both sides; without sizes, whether it may have."""
         if unit.kind == "attention":
             return True
-        size = [sizes.get(tensor.name, 0) for tensor in unit.inputs]
+        size = [0 if sizes is None else sizes.get(tensor.name, 0) for tensor in unit.inputs]
         main = [tensor for tensor, count in zip(unit.inputs, size, strict=True) if count == max(size)]
-        ready = all(id(tensor) in self._made or id(tensor) in self._read_by_weighted for tensor in main)
+        integers = [id(tensor) in self._made or id(tensor) in self._read_by_weighted for tensor in main]
+        ready = any(integers) if sizes is None else all(integers)
         return ready and (unit.kernel.float_output or id(unit.output) in self._read)
 
 

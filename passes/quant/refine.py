@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphopt.passes.quant.errors import OutputError
 from graphopt.passes.quant.forms import Plan
 from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.switchboard import Rounding, Switchboard
@@ -11,8 +12,17 @@ _HEAVY = 0.1  # of the error caused by weights is worth fitting them
 _RANGES = 6  # tensors that other ranges are tried for
 
 
-def refine(workshop: Workshop, plan: Plan, board: Switchboard, harms: dict[Rounding, float]) -> bool:
-    """Fit weights and choose ranges again, each where it can help; whether anything changed.
+def fit_weights(workshop: Workshop, plan: Plan, error: OutputError) -> bool:
+    """Fit the weights of a plan where they cause enough of the error at the outputs; whether any changed."""
+    with workshop.switchboard(plan, error) as board:
+        weights = [item for item in board.roundings if not item.tensor and not item.at_run_time]
+        if not weights or board.error(weights) < _HEAVY * board.error(board.roundings):
+            return False
+    return workshop.fit_weights({item.position for item in weights})
+
+
+def choose_ranges(workshop: Workshop, plan: Plan, board: Switchboard, harms: dict[Rounding, float]) -> bool:
+    """Try other ranges for the tensors that harm most; whether any is better.
 
     Args:
         workshop: Keeps what was found.
@@ -20,14 +30,6 @@ def refine(workshop: Workshop, plan: Plan, board: Switchboard, harms: dict[Round
         board: Switches of its roundings.
         harms: Error of each rounding; brought up to date for other ranges.
     """
-    weights = {item.position: harm for item, harm in harms.items() if not item.tensor and not item.at_run_time}
-    heavy = sum(weights.values()) >= _HEAVY * sum(harms.values())
-    fitted = heavy and workshop.fit_weights({position for position, harm in weights.items() if harm > 0})
-    return _choose_ranges(workshop, plan, board, harms) or fitted
-
-
-def _choose_ranges(workshop: Workshop, plan: Plan, board: Switchboard, harms: dict[Rounding, float]) -> bool:
-    """Try other ranges for the tensors that harm most; whether any is better."""
     worst = sorted((item for item in harms if item.tensor), key=lambda item: -harms[item])
     remaining, found = sum(harms[item] for item in worst), False
     least = (1 - _COVERED) * remaining

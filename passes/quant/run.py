@@ -18,6 +18,7 @@ from graphopt.passes.quant.frames import as_products
 from graphopt.passes.quant.judged import Judged
 from graphopt.passes.quant.opset import AT_RUN_TIME, PER_CHANNEL, PER_TENSOR, raised
 from graphopt.passes.quant.options import IntegerOptions, make_plans
+from graphopt.passes.quant.placement import joinable
 from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.search import Search
 from graphopt.passes.quant.sites import DynamicSite, find_sites
@@ -180,6 +181,7 @@ class Run:
         self._skip(skipped)
         if not any(unit.weight is not None for unit in units) or self._context.observer is None:
             return [], None
+        units = joinable(units)
         calibration = calibrate(model, units, self._context.observer, signed=self._context.target.convention.signed)
         usable = calibration.usable(units)
         kept = {unit.position for unit in usable}

@@ -17,7 +17,7 @@ from graphopt.passes.quant.errors import OutputError
 from graphopt.passes.quant.forms import FALLBACKS, Plan
 from graphopt.passes.quant.judged import EQUAL, WORTH, Judged, Lineup, better, promises
 from graphopt.passes.quant.plan import Workshop
-from graphopt.passes.quant.refine import refine
+from graphopt.passes.quant.refine import choose_ranges, fit_weights
 from graphopt.passes.quant.switchboard import Rounding
 from graphopt.runtime.profile import NodeTime
 from graphopt.runtime.timing import Ratio
@@ -136,7 +136,10 @@ class Search:
         return drop is None or drop.within(self.limit)
 
     def _held(self, item: Judged, *, thin: bool) -> Judged:
-        """Measure the loss; where it is too large and `thin`, smooth, choose ranges again, then leave nodes float."""
+        """Measure the loss; where it is too large and `thin`, lower it, at last by leaving nodes float.
+
+        What takes less time is tried first: smoothing, fitting weights, choosing ranges again.
+        """
         failed = replace(item, drop=self.measure_drop(item.candidate.model))
         if self._holds(failed.drop) or not thin:
             return failed
@@ -150,9 +153,13 @@ class Search:
             failed = self._again(failed, error, share)
             if self._holds(failed.drop):
                 return failed
+        if fit_weights(self.workshop, plan, error):
+            failed = self._again(failed, error, share)
+            if self._holds(failed.drop):
+                return failed
         with self.workshop.switchboard(plan, error) as board:
             harms = attribute(board.roundings, board.error, _MEASURED)
-            if refine(self.workshop, plan, board, harms):
+            if choose_ranges(self.workshop, plan, board, harms):
                 failed = self._again(failed, error, share)
                 if self._holds(failed.drop):
                     return failed
@@ -160,6 +167,8 @@ class Search:
 
     def _again(self, failed: Judged, error: OutputError, share: float) -> Judged:
         """Make a plan again, with other weights and ranges, and measure its loss if it may hold the limit now.
+
+        Its time is another only where tensors were smoothed, which takes nodes.
 
         Args:
             failed: The plan as it was.
@@ -169,7 +178,9 @@ class Search:
         candidate = self.workshop.make(failed.candidate.plan)
         if share * error(candidate.model) > _FAR * self.limit:
             return replace(failed, candidate=candidate)
-        latency = self.measure_latency(self.float_model, candidate.model)
+        latency = failed.latency
+        if candidate.smoothings > failed.candidate.smoothings:
+            latency = self.measure_latency(self.float_model, candidate.model)
         return replace(failed, candidate=candidate, drop=self.measure_drop(candidate.model), latency=latency)
 
     def _thinned(self, failed: Judged, harms: dict[Rounding, float]) -> Judged:

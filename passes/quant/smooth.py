@@ -21,11 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.clean import clean
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 from graphopt.model import Model
-from graphopt.observe import ChannelRange
 from graphopt.passes.quant.calibrate import Calibration
 from graphopt.passes.quant.ranges import LEVELS
 from graphopt.passes.quant.units import Unit
@@ -59,19 +57,10 @@ def smooth(model: Model, units: Sequence[Unit], calibration: Calibration) -> lis
         model: Edited in place: a Mul for each tensor is appended, and no node changes its position.
         units: Units of this very model.
         calibration: What is known about the tensors.
-
-    Raises:
-        ModelError: The model does not run on a sample.
     """
-    groups = _groups(units)
-    if not groups:
-        return []
-    ordered = model.copy()
-    clean(ordered.graph)
-    found = calibration.observer.observe(ordered, {name: [ChannelRange(-1)] for name in groups})
     taken, done = tensor_names(model.graph), []
-    for name, readers in groups.items():
-        low, high = found.channel_range(name, -1)
+    for name, readers in _groups(units).items():
+        low, high = calibration.observations.channel_range(name, -1)
         weight = np.concatenate([_matrix(unit) for unit in readers], axis=1)
         factors = smoothing_factors(low, high, weight, _power(*calibration.observations.histogram(name)))
         if np.any(factors > 1):
