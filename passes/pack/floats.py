@@ -18,6 +18,7 @@ from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, constants, payload, tensor_names
 from graphopt.model import Model
 from graphopt.passes.pack.forms import Form
+from graphopt.passes.pack.rounding import Rounding
 from graphopt.passes.pack.storage import rewire
 from graphopt.passes.pack.units import Unit, find_units
 
@@ -91,20 +92,21 @@ class Floats:
         whole = [twin.constant for twin in decoded if id(twin.original) in wanted]
         self.units = _fixed(find_units(self.model, [*chosen, *whole]), scales)
 
-    def write_back(self, rounded: Iterable[tuple[Unit, Form, gs.Constant | None]]) -> dict[int, Rounded]:
-        """Round, and give the model what has become of the weights of the copy.
+    def write_back(self, rounded: Iterable[Rounding]) -> dict[int, Rounded]:
+        """Give the model what has become of the weights of the copy.
 
         Args:
-            rounded: Weights of the copy as they are rounded, with their forms and the biases that were shifted.
+            rounded: Weights of the copy.
 
         Returns:
             What became of each weight of the model that was rounded, by its id.
         """
         original = {id(twin.constant): twin.original for twin in self._twins}
         found = {}
-        for unit, form, bias in rounded:
-            own = None if bias is None else original[id(bias)]
-            found[id(original[id(unit.constant)])] = Rounded(form if unit.scale is None else None, own)
+        for item in rounded:
+            bias = None if item.bias is None else original[id(item.bias)]
+            form = item.form() if item.unit.scale is None else None
+            found[id(original[id(item.unit.constant)])] = Rounded(form, bias)
         for twin in self._twins:
             twin.write_back()
         return found

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from graphopt.biases import Bias, find_bias
 from graphopt.compensate.palette import fit_palette
@@ -14,9 +12,7 @@ from graphopt.ir.graph import payload
 from graphopt.model import Model
 from graphopt.moments import LayerMoments, layer_moments
 from graphopt.passes.pack.allocate import MEASURED
-from graphopt.passes.pack.bits import packed_bytes
-from graphopt.passes.pack.decoders import Draft
-from graphopt.passes.pack.forms import Form, ScaledForm, forms
+from graphopt.passes.pack.rounding import Rounding
 from graphopt.passes.pack.sensitivity import OutputLoss
 from graphopt.passes.pack.shrink import Coded, shrink
 from graphopt.passes.pack.units import Unit
@@ -24,36 +20,10 @@ from graphopt.progress import Progress
 from graphopt.samples import Samples
 from graphopt.staged import staged_moments
 
-Result = tuple[Unit, Form, gs.Constant | None]
 _STAGES = 12  # times that moments are taken anew on the compressed prefix
 _BLEND = 0.3  # share of the diagonal; fits unseen samples best, or nearly, on conv nets, MLPs and transformers
 _LARGE_BIAS = 2**10  # bytes; of smaller ones half precision would save nothing
 _SAMPLES = 96  # that moments rest on; more cost time and hardly change them
-
-
-@dataclass(frozen=True, eq=False)
-class CodedForm(Form):
-    """Codes into shared levels (of 8 bits: whole numbers) times a scale a row: Gather or Cast, Mul.
-
-    Attributes:
-        codes: Index of the level of each element, uint8 in the weight's shape.
-        levels: Values, float32 [2**bits].
-        scale: Factors, float16 or float32, broadcastable to the weight.
-    """
-
-    codes: np.ndarray
-    levels: np.ndarray
-    scale: np.ndarray
-
-    def build(self, draft: Draft) -> gs.Tensor:
-        """Add the decoder to a draft and return the decoded tensor."""
-        single = np.dtype(np.float32)
-        scale: gs.Tensor = draft.stored("scale", self.scale)
-        scale = scale if self.scale.dtype == single else draft.cast(scale, single)
-        if len(self.levels) == 256:
-            whole = (self.codes.astype(np.int16) - 128).astype(np.int8)
-            return draft.node("Mul", [draft.cast(draft.stored("int8", whole), single), scale])
-        return draft.node("Mul", [draft.levels(self.codes, self.levels), scale])
 
 
 class SizeMode:
@@ -73,8 +43,8 @@ class SizeMode:
         self._progress = progress
         self._alone: dict[tuple[int, int], Coded] = {}  # by place of the unit and bits: trials share them
 
-    def round(self, model: Model, units: Sequence[Unit], bits: Sequence[int]) -> Iterator[Result]:
-        """Put weights on palettes, in place, and yield each with its form and the bias that was shifted, if any.
+    def round(self, model: Model, units: Sequence[Unit], bits: Sequence[int]) -> list[Rounding]:
+        """Put weights on palettes, in place, and return what became of each, in the order that it was done.
 
         Args:
             model: The model that is rounded.
@@ -83,20 +53,19 @@ class SizeMode:
         """
         shown = {id(tensor) for tensor in model.graph.outputs}
         place = {id(unit.layer): index for index, unit in enumerate(units) if self._is_fitted(unit)}
+        found = []
         for index, unit in enumerate(units):
             if id(unit.layer) not in place:
-                coded = self._by_itself(index, unit, bits[index])
-                unit.constant.values = unit.stored(coded.decoded())
-                yield unit, _form(unit, coded), None
+                found.append(Rounding(unit, self._by_itself(index, unit, bits[index])))
+                found[-1].put(found[-1].coded)
         if self._samples is None:
-            return
+            return found
         layers = [unit.layer for unit in units if id(unit.layer) in place and unit.layer is not None]
         samples = self._samples.take(_SAMPLES)
         for moments in staged_moments(model, layers, samples, stages=_STAGES, progress=self._progress):
             index = place[id(moments.layer)]
-            bias = find_bias(moments.layer, shown)
-            form = _rounded(units[index], moments, bits[index], bias)
-            yield units[index], form, bias.constant if bias is not None else None
+            found.append(_rounded(units[index], moments, bits[index], find_bias(moments.layer, shown)))
+        return found
 
     def losses(self, model: Model, units: Sequence[Unit]) -> list[float]:
         """Return for each weight what the outputs lose when it alone is rounded to 4 bits; the model stays as it is."""
@@ -133,7 +102,7 @@ class SizeMode:
         return self._alone[key]
 
 
-def _rounded(unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) -> Form:
+def _rounded(unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) -> Rounding:
     """Put a layer's weight on a palette, in place, and let its bias make up for the mean.
 
     A large bias keeps the eleven significant bits of half precision, which is what the weights' errors leave of it.
@@ -151,7 +120,7 @@ def _rounded(unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) ->
         if unit.scale is None and bias.constant.values.nbytes >= _LARGE_BIAS:
             bias.constant.values = _halved(bias.constant.values)
     unit.constant.values = unit.stored(decoded)
-    return _form(unit, coded)
+    return Rounding(unit, coded, bias.constant if bias is not None else None)
 
 
 def _halved(values: np.ndarray) -> np.ndarray:
@@ -166,13 +135,3 @@ def _coded(unit: Unit, moment: np.ndarray | None, bits: int) -> Coded:
         return shrink(unit.matrix(), moment, bits, sparse=unit.is_sparse)
     palette = fit_palette(unit.matrix(), moment, bits, unit.scale, whole=True)
     return Coded(palette.codes, palette.levels.astype(np.float32), unit.scale.astype(np.float32))
-
-
-def _form(unit: Unit, coded: Coded) -> Form:
-    bits = (len(coded.levels) - 1).bit_length()
-    codes, scale = unit.stored(coded.codes), unit.stored_scale(coded.scale)
-    if unit.is_sparse:
-        inner = min(forms(coded.levels[codes]), key=lambda form: form.nbytes)
-        return ScaledForm(f"{inner.kind} and scales", inner.nbytes + scale.nbytes, inner.opset, inner, scale)
-    nbytes = packed_bytes(coded.codes.size, bits) + (coded.levels.nbytes if bits < 8 else 0) + coded.scale.nbytes
-    return CodedForm(f"{bits}-bit codes", nbytes, 10, codes, coded.levels, scale)

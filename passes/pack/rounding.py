@@ -1,0 +1,73 @@
+"""What size mode has made of a weight: codes, levels and scales, and how a file holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.passes.pack.bits import packed_bytes
+from graphopt.passes.pack.decoders import Draft
+from graphopt.passes.pack.forms import Form, ScaledForm, forms
+from graphopt.passes.pack.shrink import Coded
+from graphopt.passes.pack.units import Unit
+
+_OPSET = 10  # since which Slice takes its ends as inputs
+
+
+@dataclass(frozen=True, eq=False)
+class CodedForm(Form):
+    """Codes into shared levels (of 8 bits: whole numbers) times a scale a row: Gather or Cast, Mul.
+
+    Attributes:
+        codes: Index of the level of each element, uint8 in the weight's shape.
+        levels: Values, float32 [2**bits].
+        scale: Factors, float16 or float32, broadcastable to the weight.
+    """
+
+    codes: np.ndarray
+    levels: np.ndarray
+    scale: np.ndarray
+
+    def build(self, draft: Draft) -> gs.Tensor:
+        """Add the decoder to a draft and return the decoded tensor."""
+        single = np.dtype(np.float32)
+        scale: gs.Tensor = draft.stored("scale", self.scale)
+        scale = scale if self.scale.dtype == single else draft.cast(scale, single)
+        if len(self.levels) == 256:
+            whole = (self.codes.astype(np.int16) - 128).astype(np.int8)
+            return draft.node("Mul", [draft.cast(draft.stored("int8", whole), single), scale])
+        return draft.node("Mul", [draft.levels(self.codes, self.levels), scale])
+
+
+@dataclass(eq=False)
+class Rounding:
+    """A weight that was rounded.
+
+    Attributes:
+        unit: The weight.
+        coded: What it is now.
+        bias: What was shifted together with it, or None.
+    """
+
+    unit: Unit
+    coded: Coded
+    bias: gs.Constant | None = None
+
+    def put(self, coded: Coded) -> None:
+        """Give the weight other levels, scales or codes."""
+        self.coded = coded
+        self.unit.constant.values = self.unit.stored(coded.decoded())
+
+    def form(self) -> Form:
+        """Return how a file can hold it."""
+        unit, coded = self.unit, self.coded
+        bits = (len(coded.levels) - 1).bit_length()
+        codes, scale = unit.stored(coded.codes), unit.stored_scale(coded.scale)
+        if unit.is_sparse:
+            inner = min(forms(coded.levels[codes]), key=lambda form: form.nbytes)
+            return ScaledForm(f"{inner.kind} and scales", inner.nbytes + scale.nbytes, inner.opset, inner, scale)
+        levels = coded.levels.nbytes if bits < 8 else 0
+        nbytes = packed_bytes(coded.codes.size, bits) + levels + coded.scale.nbytes
+        return CodedForm(f"{bits}-bit codes", nbytes, _OPSET, codes, coded.levels, scale)
