@@ -103,7 +103,7 @@ class PairedMoments:
         target_mean: ``E t``, float64 [groups, rows].
         energy: ``E t^2``, float64 [groups, rows].
         count: Number of positions.
-        folds: The same for each share of the samples, to fit on some and judge on others; empty for a single share.
+        split: The same of the samples that may be fitted to, and of those kept apart to judge; empty if none are.
         left_out: Samples that are not in them, as not all that they give is finite.
     """
 
@@ -114,14 +114,14 @@ class PairedMoments:
     target_mean: np.ndarray
     energy: np.ndarray
     count: int
-    folds: tuple[PairedMoments, ...] = field(default=(), repr=False)
+    split: tuple[PairedMoments, ...] = field(default=(), repr=False)
     left_out: int = 0
 
     @property
     def centred(self) -> PairedMoments:
         """The same about the means, for layers whose bias makes up for them; the means are zero then.
 
-        The folds are not in it: of a large layer they are most of the memory.
+        The split is not in it: of a large layer it is most of the memory.
         """
         return PairedMoments(
             self.layer,
@@ -152,7 +152,7 @@ def merged(parts: Sequence[PairedMoments]) -> PairedMoments:
         target_mean=mean("target_mean"),
         energy=mean("energy"),
         count=sum(counts),
-        folds=tuple(parts) if len(parts) > 1 else (),
+        split=tuple(parts) if len(parts) > 1 else (),
         left_out=sum(part.left_out for part in parts),
     )
 
@@ -199,7 +199,7 @@ def paired_moments(
     pairs: Sequence[Pair],
     samples: Stream,
     *,
-    folds: int = 1,
+    apart: int = 0,
     budget: int = _BUDGET,
     threads: int = 1,
     progress: Progress | None = None,
@@ -213,7 +213,7 @@ def paired_moments(
         compressed: Model with the layers; stays as it is.
         pairs: What to look at, in any order.
         samples: Run once for each batch of layers.
-        folds: Into how many shares the samples are split, by turns; every share has moments of its own as well.
+        apart: Every so many-th sample is counted apart as well, to judge what is fitted to the others; 0 for none.
         budget: Bytes of moments to hold at a time; a larger layer is a batch of its own.
         threads: Threads inside an operator.
         progress: Where it reports.
@@ -223,11 +223,11 @@ def paired_moments(
         KeyError: The original has no tensor of that name.
     """
     progress = progress or SilentProgress()
-    folds = max(1, min(folds, len(samples)))
-    for batch in batches(pairs, lambda pair: folds * _paired_bytes(pair.layer), budget):
+    shares = 2 if 1 < apart <= len(samples) else 1
+    for batch in batches(pairs, lambda pair: shares * _paired_bytes(pair.layer), budget):
         teacher, wanted = _teacher(original, batch, len(samples))
         probe, fed, names = _student(compressed, batch, len(samples))
-        tallies = [[Tally(found) for found in names] for _ in range(folds)]
+        tallies = [[Tally(found) for found in names] for _ in range(shares)]
         with open_session(teacher, threads=threads) as giving, open_session(probe, threads=threads) as reading:
             others = set(giving.inputs) - set(reading.inputs)  # of the two models' inputs those that only one has
             for index, feeds in enumerate(progress.track(samples, "paired moments", len(samples))):
@@ -235,10 +235,10 @@ def paired_moments(
                 shown = dict(zip(fed, targets.values(), strict=True))
                 given = {name: value for name, value in feeds.items() if name not in others} | shown
                 found = reading.run(given, [name for group in names for name in group])
-                for tally in tallies[index % folds]:
+                for tally in tallies[-1 if (index + 1) % max(apart, 1) == 0 else 0]:
                     tally.add(found)
-        for pair, *shares in zip(batch, *tallies, strict=True):
-            yield merged([_paired(pair.layer, tally) for tally in shares])
+        for pair, *own in zip(batch, *tallies, strict=True):
+            yield merged([_paired(pair.layer, tally) for tally in own])
 
 
 def _paired(layer: LinearLayer, tally: Tally) -> PairedMoments:

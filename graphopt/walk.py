@@ -74,12 +74,12 @@ class Walk:
         """
         yield from self.paired([Pair.same(layer) for layer in layers])
 
-    def paired(self, pairs: Sequence[Pair], *, folds: int = 1) -> Iterator[PairedMoments]:
+    def paired(self, pairs: Sequence[Pair], *, apart: int = 0) -> Iterator[PairedMoments]:
         """Yield the moments of layers and what they should give, as `moments` does for what they gave.
 
         Args:
             pairs: Layers as for `moments`; their targets do not lie before the cut.
-            folds: As for `paired_moments`.
+            apart: As for `paired_moments`.
 
         Raises:
             ModelError: A model cannot run on a sample.
@@ -96,7 +96,7 @@ class Walk:
         student = read.between(self._cut, max(places) + 1, [*wanted, *besides])
         twins = [replace(pair, layer=twin) for pair, twin in zip(pairs, _named(student, wanted), strict=True)]
         fed = {spec.name for part in (teacher, student) for spec in part.interface.inputs}
-        found = paired_moments(teacher, student, twins, Held(self._values, fed), folds=folds, progress=self.progress)
+        found = paired_moments(teacher, student, twins, Held(self._values, fed), apart=apart, progress=self.progress)
         for pair, moments in zip(pairs, found, strict=True):
             yield replace(moments, layer=pair.layer)
 

@@ -167,15 +167,15 @@ def test_targets_come_from_the_original_and_inputs_from_the_compressed_model() -
     narrow = narrowed(compressed.copy())
     (found,) = paired_moments(original, narrow, [Pair(linear_layers(narrow)[1], "y", rows)], samples)
     assert found.cross.shape == (1, 1, 4), "only the kept row counts"
-    (found,) = paired_moments(original, compressed, [Pair.same(second)], samples, folds=3)
+    (found,) = paired_moments(original, compressed, [Pair.same(second)], samples, apart=3)
     hidden = inputs @ first.weight.values
     target = inputs @ linear_layers(original)[0].weight.values @ second.weight.values
     np.testing.assert_allclose(found.second[0], hidden.T @ hidden / 40, rtol=1e-5)
     np.testing.assert_allclose(found.cross[0], target.T @ hidden / 40, rtol=1e-5)
     np.testing.assert_allclose(found.target_mean[0], target.mean(axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.centred.energy[0], target.var(axis=0), rtol=1e-5)
-    assert [fold.count for fold in found.folds] == [10, 15, 15]
-    np.testing.assert_allclose(found.folds[1].second[0], hidden[10:25].T @ hidden[10:25] / 15, rtol=1e-5)
+    assert [share.count for share in found.split] == [25, 15]
+    np.testing.assert_allclose(found.split[0].second[0], hidden[:25].T @ hidden[:25] / 25, rtol=1e-5)
     assert len(original.graph.outputs) == len(compressed.graph.outputs) == 1, "a model was extended"
 
 

@@ -18,7 +18,7 @@ from graphopt.compensate.problem import SparseProblem
 from graphopt.context import Context
 from graphopt.ir.graph import Payload
 from graphopt.model import Model
-from graphopt.moments import Pair, PairedMoments, Stream, layer_moments, merged, paired_moments
+from graphopt.moments import Pair, PairedMoments, Stream, layer_moments, paired_moments
 from graphopt.passes.prune.levels import levels
 from graphopt.passes.prune.regularize import judged_problem, problem_of
 from graphopt.passes.prune.scores import score_of
@@ -29,7 +29,7 @@ from graphopt.walk import Walk
 
 _SAMPLES = 64  # that moments rest on
 _TRIAL_SAMPLES = 32  # that moments rest on in trials, and the comparison of layers
-_FOLDS = 4  # shares of the samples; one of them judges how far the others can be trusted
+_APART = 4  # every so many-th sample judges how far the others can be trusted
 _EVIDENCE = 64  # positions for each input of a layer, about
 
 
@@ -83,12 +83,12 @@ def fit_sites(
     assert context.samples is not None
     samples = context.samples.take(min(_SAMPLES, len(context.samples)))
     left_out = 0
-    varied = Varied(samples, shares=_FOLDS)
+    varied = Varied(samples, shares=_APART)
     with Walk(original, model, varied, context.progress) as walk:
         for stage in _in_stages(model, work):
             shared = [(site, ratio) for site, ratio in stage if len(site.layers) > 1]
             single = [(site, ratio) for site, ratio in stage if len(site.layers) == 1]
-            near = ([found] for found in walk.paired([Pair.same(site.layers[0]) for site, _ in single], folds=_FOLDS))
+            near = ([found] for found in walk.paired([Pair.same(site.layers[0]) for site, _ in single], apart=_APART))
             far = _moments(original, model, [site for site, _ in shared], varied, context)
             for part, stream in ((single, near), (shared, far)):
                 for (site, ratio), found in zip(part, stream, strict=True):
@@ -102,7 +102,7 @@ def _moments(
 ) -> Iterator[list[PairedMoments]]:
     """Yield the moments of each site's layers, wherever these are."""
     pairs = [Pair.same(layer) for site in sites for layer in site.layers]
-    stream = paired_moments(original, model, pairs, samples, folds=_FOLDS, progress=context.progress)
+    stream = paired_moments(original, model, pairs, samples, apart=_APART, progress=context.progress)
     return ([next(stream) for _ in site.layers] for site in sites)
 
 
@@ -111,10 +111,9 @@ def _fit(site: Site, ratio: float, found: Sequence[PairedMoments], method: Metho
     known = site.knows_biases and all(moments.count for moments in found)
     inherited = method.reconstruct and known
     whole = evidence_of(site, found, inherited=inherited)
-    shares = [[moments.folds[index] for moments in found] for index in range(len(found[0].folds))]
-    if len(shares) == _FOLDS and all(moments.count for share in shares for moments in share):
-        most = [merged(parts) for parts in zip(*shares[:-1], strict=True)]
-        fitted, unseen = (evidence_of(site, part, inherited=inherited) for part in (most, shares[-1]))
+    shares = list(zip(*(moments.split for moments in found), strict=True))
+    if shares and all(moments.count for share in shares for moments in share):
+        fitted, unseen = (evidence_of(site, share, inherited=inherited) for share in shares)
         problem = judged_problem(site.present(), whole, fitted, unseen, method.pattern, ratio)
     else:
         problem = problem_of(site.present(), whole, method.pattern)

@@ -23,7 +23,7 @@ from graphopt.compensate.ridge import Problem, judged_ridge
 from graphopt.ir.graph import Constant
 from graphopt.layers import LinearLayer, linear_layers
 from graphopt.model import Model
-from graphopt.moments import Pair, PairedMoments, merged
+from graphopt.moments import Pair, PairedMoments
 from graphopt.passes.prune.channels.tracker import captured, label
 from graphopt.passes.prune.variety import Varied
 from graphopt.progress import Progress
@@ -31,7 +31,7 @@ from graphopt.samples import Samples
 from graphopt.shapes import shapes_for
 from graphopt.walk import Walk
 
-_FOLDS = 4  # shares of the samples; one of them judges how strongly weights are held to what they were
+_APART = 4  # every so many-th sample judges how strongly weights are held to what they were
 _ROWS = 1  # observations for each input of a layer; from fewer, such as pooled values, no fit holds for other samples
 
 
@@ -64,12 +64,12 @@ def reconstruct(
     shapes = shapes_for(pruned, next(iter(samples)))
     layers, skips = _fittable(pruned)
     fitted = 0
-    with Walk(original, pruned, Varied(samples, shares=_FOLDS), progress) as walk:
+    with Walk(original, pruned, Varied(samples, shares=_APART), progress) as walk:
         for layer in progress.track(layers, "reconstruct", len(layers)):
             site = _site(layer, pruned, shapes, shown)
             every = np.arange(layer.groups * layer.rows)
             pair = Pair(layer, site.target, rows.get(layer.node.outputs[0].name, every), site.besides)
-            (moments,) = walk.paired([pair], folds=_FOLDS)
+            (moments,) = walk.paired([pair], apart=_APART)
             if moments.count < _ROWS * layer.inputs:
                 seen = f"{moments.count} observations of its {layer.inputs} inputs"
                 skips.append(Skip(label(layer.node), f"the samples have {seen}: too few to fit it to"))
@@ -156,8 +156,7 @@ def _needed(model: Model) -> set[int]:
 
 def _fit(site: Site, moments: PairedMoments) -> None:
     """Put the best weights and, where the layer has one, the best bias in their places."""
-    shares = moments.folds
-    fitted, unseen = (merged(shares[:-1]), shares[-1]) if len(shares) == _FOLDS else (None, None)
+    fitted, unseen = moments.split or (None, None)
     centred = site.bias is not None
     parts = [None if part is None else _problem(part, centred=centred) for part in (moments, fitted, unseen)]
     whole = parts[0]
