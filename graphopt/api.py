@@ -27,6 +27,7 @@ from graphopt.report import Report
 from graphopt.report.build import Finished, build_report
 from graphopt.report.environment import file_info, peak_memory
 from graphopt.samples import Samples, open_samples
+from graphopt.samples.sized import sized
 from graphopt.targets import Target, get_target
 
 __all__ = ["DEFAULT_PASSES", "Result", "compress", "load"]
@@ -70,6 +71,7 @@ def compress(
     metric: Metric | str | None = None,
     benchmark: bool = True,
     threads: int = 1,
+    shapes: Sequence[str] = (),
     strict: bool = False,
     zstd_level: int | None = 3,
     progress: Progress | None = None,
@@ -89,6 +91,8 @@ def compress(
             text, ``"module:function"``.
         benchmark: Whether to time the result. Without it, no pass is rolled back for being slow either.
         threads: Threads inside an operator, 1 or more.
+        shapes: Sizes that made-up inputs shall have, such as ``"image=1,3,224,224"`` or ``"batch=4"``; see
+            `graphopt.samples.sized`.
         strict: Whether a pass that fails or breaks its contract is an error.
         zstd_level: Of the compressed sizes in the report; None: do not measure them, which saves seconds a gigabyte.
         progress: Where long steps report.
@@ -109,6 +113,7 @@ def compress(
         max_drop=_within("max_drop", max_drop, 0, 1),
         threads=int(_within("threads", threads, 1, 1024)),
         benchmark=benchmark,
+        shapes=tuple(shapes),
         strict=strict,
         zstd_level=zstd_level,
         progress=progress if progress is not None else SilentProgress(),
@@ -129,18 +134,20 @@ class _Run:
     max_drop: float
     threads: int
     benchmark: bool
+    shapes: tuple[str, ...]
     strict: bool
     zstd_level: int | None
     progress: Progress
     start: float
 
     def compress(self, original: Model, data: Any) -> Result:
+        interface = sized(original.interface, self.shapes, data)
         samples = None
         if data is not None:
             optional = frozenset(original.graph.defaults)
-            samples = open_samples(data, original.interface, seed=self.seed, optional=optional)
+            samples = open_samples(data, interface, seed=self.seed, optional=optional)
             if samples.is_random:
-                samples = drawn_samples(original, seed=self.seed, threads=self.threads)
+                samples = drawn_samples(original, interface=interface, seed=self.seed, threads=self.threads)
         context = self.context(original, samples)
         _refuse_unrunnable(original, context.evaluator)
         if self.metric is not None:
@@ -181,6 +188,7 @@ class _Run:
             original,
             target,
             samples=samples,
+            interface=sized(original.interface, self.shapes),
             metric=self.metric,
             seed=self.seed,
             threads=self.threads,

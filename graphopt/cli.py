@@ -11,7 +11,7 @@ import click
 
 from graphopt import __version__
 from graphopt.command import Fraction, MainCommand, MainGroup, Number, reports_errors
-from graphopt.commands import TARGET_HELP
+from graphopt.commands import TARGET_HELP, shape_option
 from graphopt.commands import bench as bench_command
 from graphopt.commands import inspect as inspect_command
 from graphopt.commands import passes as passes_command
@@ -53,6 +53,7 @@ _version = click.version_option(__version__, prog_name="graphopt", message="%(pr
     metavar="SAMPLES",
     help="Inputs to calibrate and judge on: .npz, .npy, a folder, module:function, or random.",
 )
+@shape_option
 @click.option("--metric", metavar="MODULE:FUNCTION", help="Score to keep; higher is better.  [default: agreement]")
 @click.option(
     "--max-drop", type=Fraction(), metavar="LOSS", default="1%", show_default=True, help="Largest loss, as 1% or 0.01."
@@ -76,6 +77,7 @@ def compress(
     output: Path | None,
     in_place: bool,
     data: str | None,
+    sizes: tuple[str, ...],
     metric: str | None,
     max_drop: float,
     target: str,
@@ -119,6 +121,7 @@ def compress(
             metric=metric,
             benchmark=not no_benchmark,
             threads=threads,
+            shapes=sizes,
             strict=strict,
             zstd_level=None if quiet and report is None else 3,  # nobody would see the figure
             progress=bars,

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 TARGET_HELP = "Where it will run: cpu (this machine's), cpu-avx2, cpu-avx512, cpu-vnni, cuda, tensorrt or openvino."
 _FILE = click.Path(path_type=Path)
+shape_option = click.option(
+    "--shape",
+    "sizes",
+    multiple=True,
+    metavar="NAME=SIZES",
+    help="Shape of a made-up input, as x=1,3,224,224, or size of a symbol, as batch=4.  [default: small sizes]",
+)
 
 
 @click.command("passes", short_help="List the passes, or tell all about one.")
@@ -37,13 +44,7 @@ def passes(name: str | None) -> None:
 
 @click.command("inspect", short_help="Show what is in a model and what it costs.")
 @click.argument("model", type=_FILE)
-@click.option(
-    "--shape",
-    "sizes",
-    multiple=True,
-    metavar="NAME=SIZES",
-    help="Shape of an input, as x=1,3,224,224, or size of a symbol, as batch=4.  [default: small sizes]",
-)
+@shape_option
 @click.option("--data", metavar="SAMPLES", help="Inputs to run on, as for the main command.  [default: random]")
 @click.option("--sort", "by", type=click.Choice(["time", "macs", "parameters", "bytes"]), help="Order of the nodes.")
 @click.option("--top", type=Number(0), default=15, show_default=True, metavar="N", help="Nodes; 0 for all.")
@@ -84,6 +85,7 @@ def inspect(
 @click.argument("before", type=_FILE)
 @click.argument("after", type=_FILE)
 @click.option("--data", default="random", show_default=True, metavar="SAMPLES", help="Inputs, as for the main command.")
+@shape_option
 @click.option("--target", default="cpu", show_default=True, metavar="NAME", help=TARGET_HELP)
 @click.option("--threads", type=Number(1, 1024), default=1, show_default=True, metavar="N", help="Threads.")
 @click.option(
@@ -93,7 +95,15 @@ def inspect(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reports_errors
 def bench(
-    before: Path, after: Path, data: str, target: str, threads: int, seconds: float, seed: int, as_json: bool
+    before: Path,
+    after: Path,
+    data: str,
+    sizes: tuple[str, ...],
+    target: str,
+    threads: int,
+    seconds: float,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Time two models against each other in interleaved pairs of runs."""
     import json
@@ -105,19 +115,21 @@ def bench(
     from graphopt.report.encode import timing_json
     from graphopt.report.terminal import timing_line
     from graphopt.samples import open_samples
+    from graphopt.samples.sized import sized
     from graphopt.targets import get_target
 
     chosen = get_target(target)
     first, second = load(before), load(after)
     _check_same_inputs(first, second)
-    samples = open_samples(data, first.interface, seed=seed, optional=frozenset(first.graph.defaults))
+    interface = sized(first.interface, sizes, data)
+    samples = open_samples(data, interface, seed=seed, optional=frozenset(first.graph.defaults))
     if samples.is_random:
-        samples = drawn_samples(first, seed=seed, threads=threads)
+        samples = drawn_samples(first, interface=interface, seed=seed, threads=threads)
     evaluator = Evaluator(first, chosen, samples=samples, seed=seed, threads=threads)
     ratio = evaluator.latency(first, second, seconds=seconds)
     if ratio is None:
         raise UsageError(f"this machine cannot run the target {chosen.name}: it needs {chosen.provider}")
-    timing = Timing(chosen.provider, threads, samples.is_random, ratio, "")
+    timing = Timing(chosen.provider, threads, samples.is_random, ratio, "", evaluator.chosen())
     if as_json:
         click.echo(json.dumps(timing_json(timing), indent=2))
     else:

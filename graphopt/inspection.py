@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx_graphsurgeon as gs
 
 from graphopt.cost import Figures, NodeCost, figures, held_weights, node_costs
-from graphopt.errors import ModelError, UsageError
+from graphopt.errors import ModelError
 from graphopt.ir.graph import payload, walk_nodes
 from graphopt.reader import load
 from graphopt.report import FileInfo
@@ -176,10 +176,9 @@ def inspect_model(
 
 
 def _feeds(model: Model, sizes: Sequence[str], data: str | None) -> Feeds | None:
-    if data is None:
-        return example(model, sized(model.interface, sizes))
-    if sizes:
-        raise UsageError("--shape and --data exclude each other: samples have their own shapes")
+    interface = sized(model.interface, sizes, data)
+    if data is None or data == "random":
+        return example(model, interface)
     return next(iter(open_samples(data, model.interface, optional=frozenset(model.graph.defaults)).take(1)))
 
 

@@ -145,6 +145,7 @@ def test_saves_and_reports(path: Path) -> None:
         "random_inputs": False,
         "ratio": None,
         "reason": "the installed onnxruntime does not have it",
+        "chosen": {},
     }
 
 

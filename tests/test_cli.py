@@ -507,6 +507,17 @@ def test_times_two_models() -> None:
     assert facts["random_inputs"] is False
 
 
+def test_sizes_of_made_up_inputs(folder: Path) -> None:
+    for result in (
+        graphopt("m.onnx", "-p", "tidy", "--shape", "N=7"),
+        graphopt("bench", "m.onnx", "m.opt.onnx", "--shape", "x=7,4", "--seconds", "0.1"),
+    ):
+        assert "random inputs (x 7x4)" in result.output, result.output
+    result = graphopt("m.onnx", "-p", "tidy", "--shape", "x=7,5")
+    assert result.exit_code == 2
+    assert "--shape x=7,5 does not fit; the model takes [N, 4]" in result.output
+
+
 def test_bench_wants_the_same_inputs(folder: Path) -> None:
     other = onnx.parser.parse_model(TEXT.replace("float[N, 4] x", "float[N, 4] z").replace("(x, w)", "(z, w)"))
     (folder / "z.onnx").write_bytes(other.SerializeToString())

@@ -9,6 +9,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from graphopt.api import compress
+from graphopt.errors import UsageError
 from graphopt.evaluate import Evaluator, drawn
 from graphopt.evaluate.drawn import drawn_samples
 from graphopt.model import Model
@@ -72,6 +73,23 @@ def test_the_evaluator_has_an_example() -> None:
         " { y = ConcatFromSequence<axis = 0, new_axis = 1>(s) }"
     )
     assert Evaluator(Model.from_proto(sequence), target, samples=None).example() is None
+
+
+@pytest.mark.parametrize("data", [None, "random"])
+def test_a_run_on_made_up_inputs_of_given_sizes(data: str | None) -> None:
+    result = compress(windows(400), "fold,half:min-bytes=0", data=data, shapes=["time=4000"])
+    assert result.report.before.macs == 400 * 73
+    assert {tuple(timing.chosen.items()) for timing in result.report.timings} == {(("x", (1, 4000)),)}
+
+
+def test_sizes_that_the_model_states_are_not_told() -> None:
+    (timing, _) = compress(windows(10, "1, 300"), "fold", benchmark=False).report.timings
+    assert timing.chosen == {}
+
+
+def test_samples_have_sizes_of_their_own() -> None:
+    with pytest.raises(UsageError, match="--shape and --data exclude each other: samples have their own shapes"):
+        compress(windows(10), "fold", data=np.ones((3, 400), np.float32), shapes=["time=4000"])
 
 
 @pytest.mark.parametrize("data", [None, "random"])

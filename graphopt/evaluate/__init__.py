@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,10 +16,11 @@ from graphopt.evaluate.drawn import drawn_samples, runs
 from graphopt.evaluate.fixed import with_fixed_numbers
 from graphopt.evaluate.loss import Drop, Metric, agreement_drop, call_metric, metric_drop
 from graphopt.evaluate.sameness import Reference, Sameness, check_sameness
-from graphopt.model import Model
+from graphopt.model import Interface, Model
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.session import CPU, Session, available_providers, open_session, refuse_hazards
 from graphopt.runtime.timing import Ratio, quickest_ratio, reopened_ratio
+from graphopt.samples.fit import is_fixed
 
 if TYPE_CHECKING:
     from graphopt.samples import Feeds, Samples
@@ -44,6 +46,7 @@ class Evaluator:
         original: What is judged against; must not be edited afterwards.
         target: Where the result will run.
         samples: Inputs; without them there is no agreement, and the rest is done on random inputs.
+        interface: Inputs of the original with sizes that random ones shall have; by default as it states them.
         metric: The user's measure, which then decides instead of agreement.
         seed: Of random inputs and the bootstrap.
         threads: Threads inside an operator.
@@ -61,6 +64,7 @@ class Evaluator:
         target: Target,
         *,
         samples: Samples | None,
+        interface: Interface | None = None,
         metric: Metric | None = None,
         seed: int = 0,
         threads: int = 1,
@@ -69,6 +73,7 @@ class Evaluator:
         self._original = original
         self._target = target
         self._samples = samples
+        self._interface = interface
         self._metric = metric
         self._seed = seed
         self._threads = threads
@@ -240,9 +245,16 @@ class Evaluator:
         if self._samples is not None:
             return next(iter(self._samples), None)
         try:
-            return next(iter(self._drawn()))
+            return next(iter(self.made_up()))
         except SampleError:
             return None
+
+    def chosen(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of made-up inputs whose size the original leaves open, by name."""
+        feeds = self.example() if self._is_random else None
+        stated = {spec.name: spec.shape for spec in self._original.interface.inputs}
+        open_ones = {name for name, shape in stated.items() if shape is None or not all(map(is_fixed, shape))}
+        return {name: tuple(value.shape) for name, value in (feeds or {}).items() if name in open_ones}
 
     def close(self) -> None:
         """Free what is kept of the original; everything still works afterwards, only slower."""
@@ -258,9 +270,9 @@ class Evaluator:
         """Return a few inputs, evenly spaced over the samples."""
         if self._samples is not None and len(self._samples) > 0:
             return list(self._samples.take(count))
-        return list(self._drawn().take(count_random))
+        return list(self.made_up().take(count_random))
 
-    def _drawn(self) -> Samples:
+    def made_up(self) -> Samples:
         """Return made-up inputs, of which those of the first call are kept.
 
         Raises:
@@ -270,7 +282,12 @@ class Evaluator:
             reference = self._reference
             run = reference.run if reference is not None and reference.model is self._original else None
             self._made_up = drawn_samples(
-                self._original, run, seed=self._seed, count=_TIMED_RANDOM, threads=self._threads
+                self._original,
+                run,
+                interface=self._interface,
+                seed=self._seed,
+                count=_TIMED_RANDOM,
+                threads=self._threads,
             )
         return self._made_up
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import ModelError
-from graphopt.model import Model
+from graphopt.model import Interface, Model
 from graphopt.runtime.session import open_session
 
 if TYPE_CHECKING:
@@ -21,7 +21,15 @@ _ELEMENTS = 2**22  # of the largest input
 Run = Callable[[Mapping[str, Any]], Any]
 
 
-def drawn_samples(model: Model, run: Run | None = None, *, seed: int = 0, count: int = 8, threads: int = 1) -> Samples:
+def drawn_samples(
+    model: Model,
+    run: Run | None = None,
+    *,
+    interface: Interface | None = None,
+    seed: int = 0,
+    count: int = 8,
+    threads: int = 1,
+) -> Samples:
     """Return random samples of the smallest sizes that the model runs on, or of small ones if it runs on none.
 
     A model of sounds takes no sixteen samples of one: it cuts windows. A model of graphs takes no single atom. Where no
@@ -30,6 +38,7 @@ def drawn_samples(model: Model, run: Run | None = None, *, seed: int = 0, count:
     Args:
         model: Stays as it is.
         run: Runs it, raising ModelError where it cannot; None: it is opened for that.
+        interface: Its inputs with sizes that are wanted; by default as the model has them.
         seed: Root of the randomness.
         count: Number of samples.
         threads: Threads inside an operator.
@@ -40,7 +49,8 @@ def drawn_samples(model: Model, run: Run | None = None, *, seed: int = 0, count:
     from graphopt.samples import random_samples
 
     optional = frozenset(model.graph.defaults)
-    tries = [random_samples(model.interface, seed=seed, count=count, optional=optional, **sizes) for sizes in _SIZES]
+    wanted = interface or model.interface
+    tries = [random_samples(wanted, seed=seed, count=count, optional=optional, **sizes) for sizes in _SIZES]
     if len({_shapes(samples) for samples in tries}) == 1:
         return tries[0]
     if run is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ class Timing:
         random_inputs: Whether the inputs were drawn rather than given.
         ratio: Time of the result over time of the original; None: not measured.
         reason: Why it was not measured, else empty.
+        chosen: Shapes of drawn inputs whose size the model leaves open, by name.
     """
 
     provider: str
@@ -83,6 +84,7 @@ class Timing:
     random_inputs: bool
     ratio: Ratio | None
     reason: str
+    chosen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

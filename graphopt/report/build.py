@@ -114,7 +114,7 @@ def _end_figures(run: Finished) -> tuple[Figures, Figures]:
 
 def measure_timings(run: Finished) -> tuple[Timing, ...]:
     """Time the result against the original on the target's provider, and on CPU and CUDA."""
-    own, samples = run.context.target, run.context.samples
+    own, samples, chosen = run.context.target, run.context.samples, run.context.evaluator.chosen()
     others = [get_target(name) for provider, name in _ALWAYS_TIMED.items() if provider != own.provider]
     timings = []
     for target in (own, *others):
@@ -123,7 +123,8 @@ def measure_timings(run: Finished) -> tuple[Timing, ...]:
             evaluator = run.context.evaluator if target is own else run.evaluator_for(target)
             ratio = evaluator.latency(run.original, run.model)
             reason = "" if ratio is not None else "the model does not run on random inputs; give samples with --data"
-        timings.append(Timing(target.provider, run.threads, samples is None or samples.is_random, ratio, reason))
+        is_random = samples is None or samples.is_random
+        timings.append(Timing(target.provider, run.threads, is_random, ratio, reason, chosen))
     return tuple(timings)
 
 

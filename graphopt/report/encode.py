@@ -129,6 +129,7 @@ def timing_json(timing: Timing) -> dict[str, Any]:
         "random_inputs": timing.random_inputs,
         "ratio": ratio_json(timing.ratio),
         "reason": timing.reason,
+        "chosen": {name: list(shape) for name, shape in timing.chosen.items()},
     }
 
 

@@ -111,6 +111,9 @@ def timing_line(timing: Timing) -> str:
     if timing.ratio is None:
         return f"not measured on {timing.provider}: {timing.reason}"
     inputs = "random inputs" if timing.random_inputs else "inputs from the samples"
+    if timing.chosen:
+        shapes = [f"{name} {'x'.join(map(str, shape))}" for name, shape in timing.chosen.items()]
+        inputs += f" ({_first(shapes)})"
     return (
         f"{interval(timing.ratio)}, {speed(timing.ratio)}; {timing.provider}, {plural(timing.threads, 'thread')}, "
         f"{inputs}, {plural(timing.ratio.pairs, 'pair')}"

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from graphopt.errors import UsageError
 from graphopt.model import Interface, TensorSpec
 
 
-def sized(interface: Interface, texts: Sequence[str]) -> Interface:
+def sized(interface: Interface, texts: Sequence[str], data: Any = None) -> Interface:
     """Return an interface whose inputs have the sizes that were given.
 
     Args:
         interface: The model's; stays as it is.
         texts: ``input=1,3,224,224`` for the whole shape of an input, ``3,224,224`` for that of an only input, or
             ``batch=4`` for a symbol wherever it occurs.
+        data: Samples of the user, beside which there is nothing to give sizes to; None or ``"random"`` are none.
 
     Raises:
-        UsageError: There is no such input or symbol, a size is no positive number, or the sizes do not fit.
+        UsageError: There is no such input or symbol, a size is no positive number, the sizes do not fit, or there are
+            samples.
     """
+    if texts and data is not None and not (isinstance(data, str) and data == "random"):
+        raise UsageError("--shape and --data exclude each other: samples have their own shapes")
     specs = {spec.name: spec for spec in interface.inputs}
     for text in texts:
         name, sizes = _parsed(text, specs)

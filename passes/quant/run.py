@@ -26,7 +26,7 @@ from graphopt.passes.quant.tables import untying
 from graphopt.passes.quant.units import Unit, find_units, name_of
 from graphopt.passes.quant.verdict import why_not
 from graphopt.runtime.profile import NodeTime, node_times
-from graphopt.samples import Samples, random_samples
+from graphopt.samples import Samples
 from graphopt.shapes import infer_shapes
 
 _DRAWN = 4  # random inputs to judge on where there are no samples
@@ -127,8 +127,7 @@ class Run:
     def _drawn(self) -> OutputError | None:
         """Return the error on random inputs, if the model runs on them."""
         try:
-            drawn = random_samples(self._model.interface, seed=self._context.seed, count=_DRAWN)
-            return OutputError(self._model, list(drawn))
+            return OutputError(self._model, list(self._context.evaluator.made_up().take(_DRAWN)))
         except GraphoptError:  # no random input is valid: nothing can be judged
             return None
 
