@@ -20,7 +20,6 @@ from graphopt.passes.prune.channels.readers import moment_bytes, takers_of
 from graphopt.passes.prune.channels.rotation import turn, turnings
 from graphopt.passes.prune.channels.sensitivity import Meter
 from graphopt.passes.prune.channels.tracker import label
-from graphopt.samples import Samples, random_samples
 from graphopt.shapes import shapes_for
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def make_plan(model: Model, context: Context, options: Prune) -> Plan:
         context: Its samples, if there are any, give shapes, moments and what is measured.
         options: `of`, `criterion`, `scope` and `layers` count.
     """
-    shapes = shapes_for(model, next(iter(context.samples)) if context.samples is not None else None)
+    shapes = shapes_for(model, context.evaluator.example())
     criterion = "obs" if options.criterion == "auto" else options.criterion
     by_reader = criterion in _BY_READER
     found = _removable(model, shapes, by_reader)
@@ -95,7 +94,7 @@ def make_plan(model: Model, context: Context, options: Prune) -> Plan:
     curves = [curve(len(item.group.classes), 1 if even else _multiple(item.group), losses) for item, losses in ranked]
     unknown = _pin(curves, found, options.stated_layers)
     rankings = tuple(replace(item, trials=()) for item, _ in ranked)
-    costs = _costs(model, found, shapes, options.of, context.samples)
+    costs = _costs(model, found, shapes, options.of, context)
     return Plan(model, shapes, found, turns, rankings, tuple(curves), costs, even, by_reader, unknown)
 
 
@@ -169,13 +168,11 @@ def _measured(
         yield item, meter.losses(item)
 
 
-def _costs(
-    model: Model, found: Dependencies, shapes: dict[str, tuple[int, ...]], unit: str, samples: Samples | None
-) -> Costs:
+def _costs(model: Model, found: Dependencies, shapes: dict[str, tuple[int, ...]], unit: str, context: Context) -> Costs:
     if unit in ("weights", "bytes"):
         return weight_costs(model, found, in_bytes=unit == "bytes")
     if unit == "latency":
-        return time_costs(model, found, next(iter(samples or random_samples(model.interface, count=1))))
+        return time_costs(model, found, next(iter(context.samples or context.evaluator.made_up())))
     return mac_costs(model, found, shapes)
 
 
