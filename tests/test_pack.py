@@ -601,6 +601,22 @@ def test_fewest_bits() -> None:
     assert fewest_bits(lambda mean: 0.5 if mean >= 8 else 2.0) == 8.0
 
 
+@pytest.mark.parametrize("base", [2.5, 4.0, 7.0])
+@pytest.mark.parametrize("start", [3.5, 4.5, 6.0])
+def test_fewest_bits_use_up_the_limit(base: float, start: float) -> None:
+    """However steep the loss is, some trials come close to what the limit allows."""
+    tried = list[float]()
+
+    def excess(mean: float) -> float:
+        tried.append(mean)
+        return float(base ** (4.6 - mean))
+
+    found = fewest_bits(excess, start)
+    assert found is not None
+    assert 4.6 <= found <= 4.6 + 0.125
+    assert len(tried) <= 5
+
+
 def test_loss_of_outputs_is_measured_and_leaves_the_model_alone() -> None:
     model, samples = network()
     before = model.to_proto().SerializeToString(deterministic=True)

@@ -33,6 +33,7 @@ _Held = tempfile.TemporaryDirectory[str] | Mapping[str, ort.OrtValue] | None
 
 _IN_MEMORY = 2**24  # bytes; larger models are not copied into one message
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+_NO_PREPACKING = "session.disable_prepacking"  # would copy the weights, which pays off only after some runs
 _SILENT = 4  # severity: only what ends the process; everything else comes as an exception as well
 _LEVELS = {False: ort.GraphOptimizationLevel.ORT_DISABLE_ALL, True: ort.GraphOptimizationLevel.ORT_ENABLE_ALL}
 
@@ -148,6 +149,7 @@ def optimized_model(model: Model | onnx.ModelProto | Path, *, provider: str = CP
         options = _options(threads, optimize=True)
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
+        options.add_session_config_entry(_NO_PREPACKING, "1")
         _open(model, provider, options).close()
         return onnx.load(path, load_external_data=False)
 
@@ -203,7 +205,7 @@ def _open(model: Model | onnx.ModelProto | Path, provider: str, options: Any) ->
         loan = lend(model)
         if loan.rest.ByteSize() <= _IN_MEMORY:
             options.add_external_initializers(list(loan.values), list(loan.values.values()))
-            options.add_session_config_entry("session.disable_prepacking", "1")  # a copy of the weights, for a few runs
+            options.add_session_config_entry(_NO_PREPACKING, "1")
             if loan.folder is not None:
                 options.add_session_config_entry(_DATA_FOLDER, str(loan.folder))
             return _create(loan.rest.SerializeToString(), provider, options, loan.values)

@@ -13,9 +13,12 @@ LEAST, MOST = 3, 8  # bits of a weight; with fewer than 3 the loss is not what 4
 _SLOW = 7  # bits that take long to decode, in three planes
 MEASURED = 4  # bits at which losses are measured
 _NODE_BYTES = 80  # of a decoder's node, roughly
-_STEP = 0.125  # bits; a finer search would tell apart what samples do not
+_STEP = 2.0**-5  # bits; less than one layer more or less of most models
 _TRIALS = 5  # models that are made and judged
 _RATE = 2.0  # the loss falls by 4 a bit: its logarithm to base 2 by so much
+_AIM = math.log2(0.97)  # the loss over the limit that trials aim at, for they hit it only nearly
+_CLOSE = 0.94  # of the limit: less would not be worth another trial
+_NARROW = 0.125  # bits between a trial that held and one that did not
 
 
 def allocate(losses: Sequence[float], sizes: Sequence[int], mean_bits: float) -> list[int]:
@@ -64,10 +67,6 @@ def predicted_bits(losses: Sequence[float], sizes: Sequence[int], limit: float) 
     return float(MOST)
 
 
-def _middle(low: float, high: float) -> float:
-    return round((low + high) / 2 / _STEP) * _STEP
-
-
 def _decoder_bytes(bits: int) -> int:
     """Return what the nodes and levels of a decoder take, roughly: each further plane needs nodes of its own."""
     if bits == MOST:
@@ -77,30 +76,53 @@ def _decoder_bytes(bits: int) -> int:
 
 
 def fewest_bits(excess: Callable[[float], float], start: float = 4.0) -> float | None:
-    """Return the least mean bits that hold the limit; None if not even the most do.
+    """Return the least mean bits that hold the limit, nearly; None if not even the most do.
 
     Each trial tells how many bits more or fewer would meet the limit if the loss fell by 4 with each bit. Where that is
-    too hopeful, steps grow; between a trial that held and one that did not, the next one lies in the middle.
+    too hopeful, steps grow. Between a trial that held and one that did not, the logarithm of the loss is taken as a
+    straight line; where a loss is no more than within the limit, as one that is counted, the middle comes next.
 
     Args:
         excess: Makes and judges a model of so many bits on average; returns its loss over the limit, at most 1 where
             the limit holds.
         start: First trial.
     """
-    low, high, found = LEAST - _STEP, float(MOST), None
-    trial, step = min(max(start, float(LEAST)), high), _STEP
+    low, high = (LEAST - _STEP, math.nan), (float(MOST), math.nan)  # bits, and the logarithm of the loss over the limit
+    trial, step, found = min(max(start, float(LEAST)), float(MOST)), _NARROW, None
     for _ in range(_TRIALS):
         over = excess(trial)
-        guess = math.ceil((trial + math.log2(min(max(over, 2.0**-8), 2.0**8)) / _RATE) / _STEP) * _STEP
+        judged = trial, math.log2(min(max(over, 2.0**-8), 2.0**8))
         if over <= 1:
-            found = high = trial
-            trial = guess if low < guess < high else _middle(low, high)
+            found, high = trial, judged
         else:
-            low = trial
-            trial = min(guess + step, high if found is None else _middle(low, high))
-            step *= 2
-        if not low < trial < high or (found is not None and high - low <= 2 * _STEP):
+            low, step = judged, 2 * step
+        if found is not None and (_CLOSE <= over < 1 or high[0] - low[0] <= _NARROW):
             break
+        trial = _next(low, high, step)
+        if not low[0] < trial < high[0] and found is not None:
+            break
+        if low[0] >= MOST:
+            return None
     if found is None and excess(float(MOST)) <= 1:
         return float(MOST)
     return found
+
+
+def _next(low: tuple[float, float], high: tuple[float, float], step: float) -> float:
+    """Return the bits to try next, given the most that did not hold and the fewest that did, if any, with their losses.
+
+    Args:
+        low: Bits, and the logarithm to base 2 of the loss over the limit; NaN if not tried.
+        high: The same.
+        step: Least bits to add as long as nothing held.
+    """
+    if math.isnan(high[1]):
+        return _rounded(min(max(low[0] + (low[1] - _AIM) / _RATE, low[0] + step), float(MOST)))
+    if high[1] == 0:
+        return _rounded((low[0] + high[0]) / 2)
+    rate = _RATE if math.isnan(low[1]) else (low[1] - high[1]) / (high[0] - low[0])
+    return _rounded(min(max(high[0] + (high[1] - _AIM) / rate, low[0] + _STEP), high[0] - _STEP))
+
+
+def _rounded(bits: float) -> float:
+    return math.ceil(bits / _STEP) * _STEP

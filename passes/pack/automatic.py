@@ -15,6 +15,7 @@ from graphopt.passes.pack.allocate import allocate, fewest_bits, predicted_bits
 from graphopt.passes.pack.floats import Floats, Rounded
 from graphopt.passes.pack.sensitivity import OutputLoss
 from graphopt.passes.pack.sizemode import SizeMode
+from graphopt.passes.pack.tuning import told
 
 
 def round_within_limit(
@@ -37,27 +38,37 @@ def round_within_limit(
     steps = OutputLoss(model, context.samples)
     place = {id(constant): index for index, constant in enumerate(own)}
     sizes = [unit.coded for unit in Floats(model, candidates).units]
-    best: tuple[list[gs.Constant], dict[int, Rounded]] | None = None
+    best: tuple[list[gs.Constant], dict[int, Rounded], float] | None = None
+
+    def judged(trial: Model) -> float:
+        over = _excess(context.evaluator.drop(trial), limit)
+        return max(over, steps.worst(trial) / limit) if steps.states and limit > 0 else over
 
     def excess(mean: float) -> float:
         nonlocal best
         trial = model.copy()
         twins = constants(trial.graph)
         floats = Floats(trial, [twins[place[id(constant)]] for constant in candidates])
-        found = floats.write_back(mode.round(floats.model, floats.units, allocate(losses, sizes, mean)))
-        over = _excess(context.evaluator.drop(trial), limit)
-        if steps.states and limit > 0:
-            over = max(over, steps.worst(trial) / limit)
+        original = floats.model.copy()
+        roundings = mode.round(floats.model, floats.units, allocate(losses, sizes, mean))
+        found = floats.write_back(roundings)
+        over = judged(trial)
+        left = 1.0 if steps.states else mode.tune(original, floats.model, roundings)
+        if left < 1:
+            found = floats.write_back(roundings)
+            over = max(over * left, judged(trial))
         if over <= 1:
-            best = twins, found
+            best = twins, found, left
         return over
 
     mean = fewest_bits(excess, predicted_bits(losses, sizes, limit))
     if mean is None or best is None:
         return {}, f"rounding does not hold the limit of {limit:.2%}, not even to 8 bits"
+    twins, found, left = best
     handed = ", ".join(f"{output} handed on as {name}" for name, output in steps.states.items())
     note = f"{mean:g} bits a weight on average hold the limit of {limit:.2%}"
-    return _taken_over(own, *best), note + (f", with {handed} over several steps" if handed else "")
+    note += f", with {handed} over several steps" if handed else ""
+    return _taken_over(own, twins, found), f"{note}; {told(left)}" if left < 1 else note
 
 
 def _excess(drop: Drop | None, limit: float) -> float:

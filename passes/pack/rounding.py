@@ -13,6 +13,7 @@ from graphopt.passes.pack.forms import Form, ScaledForm, forms
 from graphopt.passes.pack.shrink import Coded
 from graphopt.passes.pack.units import Unit
 
+_LARGE_BIAS = 2**10  # bytes; of smaller ones half precision would save nothing
 _OPSET = 10  # since which Slice takes its ends as inputs
 
 
@@ -71,3 +72,16 @@ class Rounding:
         levels = coded.levels.nbytes if bits < 8 else 0
         nbytes = packed_bytes(coded.codes.size, bits) + levels + coded.scale.nbytes
         return CodedForm(f"{bits}-bit codes", nbytes, _OPSET, codes, coded.levels, scale)
+
+
+def stored_bias(values: np.ndarray) -> np.ndarray:
+    """Return a bias as it is stored: of a large one, the errors of the weights leave no more than half precision.
+
+    Args:
+        values: float32.
+    """
+    if values.nbytes < _LARGE_BIAS:
+        return values
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float16).astype(np.float32)
+    return narrow if np.isfinite(narrow).all() else values

@@ -12,9 +12,10 @@ from graphopt.ir.graph import payload
 from graphopt.model import Model
 from graphopt.moments import LayerMoments, layer_moments
 from graphopt.passes.pack.allocate import MEASURED
-from graphopt.passes.pack.rounding import Rounding
+from graphopt.passes.pack.rounding import Rounding, stored_bias
 from graphopt.passes.pack.sensitivity import OutputLoss
 from graphopt.passes.pack.shrink import Coded, shrink
+from graphopt.passes.pack.tuning import tune
 from graphopt.passes.pack.units import Unit
 from graphopt.progress import Progress
 from graphopt.samples import Samples
@@ -22,7 +23,6 @@ from graphopt.staged import staged_moments
 
 _STAGES = 12  # times that moments are taken anew on the compressed prefix
 _BLEND = 0.3  # share of the diagonal; fits unseen samples best, or nearly, on conv nets, MLPs and transformers
-_LARGE_BIAS = 2**10  # bytes; of smaller ones half precision would save nothing
 _SAMPLES = 96  # that moments rest on; more cost time and hardly change them
 
 
@@ -67,6 +67,16 @@ class SizeMode:
             found.append(_rounded(units[index], moments, bits[index], find_bias(moments.layer, shown)))
         return found
 
+    def tune(self, original: Model, rounded: Model, roundings: Sequence[Rounding]) -> float:
+        """Tune what has become of a model, see `passes/pack/tuning.py`; return the part of its error that is left.
+
+        Args:
+            original: As it was before it was rounded.
+            rounded: What has become of it; changed in place.
+            roundings: Its weights.
+        """
+        return 1.0 if self._samples is None else tune(original, rounded, roundings, self._samples, self._progress)
+
     def losses(self, model: Model, units: Sequence[Unit]) -> list[float]:
         """Return for each weight what the outputs lose when it alone is rounded to 4 bits; the model stays as it is."""
         assert self._samples is not None
@@ -105,7 +115,6 @@ class SizeMode:
 def _rounded(unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) -> Rounding:
     """Put a layer's weight on a palette, in place, and let its bias make up for the mean.
 
-    A large bias keeps the eleven significant bits of half precision, which is what the weights' errors leave of it.
     Few samples show correlations of inputs that other samples do not have, so the moments are blended with their
     diagonal.
     """
@@ -117,17 +126,10 @@ def _rounded(unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) ->
     decoded = coded.decoded()
     if bias is not None:
         bias.shift(np.einsum("grk,gk->gr", matrix - decoded, moments.mean).ravel())
-        if unit.scale is None and bias.constant.values.nbytes >= _LARGE_BIAS:
-            bias.constant.values = _halved(bias.constant.values)
+        if unit.scale is None:
+            bias.constant.values = stored_bias(bias.constant.values)
     unit.constant.values = unit.stored(decoded)
     return Rounding(unit, coded, bias.constant if bias is not None else None)
-
-
-def _halved(values: np.ndarray) -> np.ndarray:
-    """Return float32 values as half precision holds them, if it holds all."""
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float16).astype(np.float32)
-    return narrow if np.isfinite(narrow).all() else values
 
 
 def _coded(unit: Unit, moment: np.ndarray | None, bits: int) -> Coded:

@@ -1,0 +1,200 @@
+"""Levels, scales and biases of rounded weights, tuned together by gradients of what the whole model gives.
+
+Rounding fits each layer by itself and cannot know which of the errors that are left matter behind it. The codes stay as
+they are here; the gradient of a level is the sum of those of its weights (times their scales), that of a scale the sum
+along its row (times the levels): a few hundred numbers a layer, which few samples can tell. As the outputs alone of few
+samples are soon learnt by heart, layers on the way are compared as well, and a part of the samples is kept back: what
+does best on those is taken.
+
+Source: Deep Compression (arXiv:1510.00149), section 3.2, with the targets of Hinton et al. (arXiv:1503.02531); layers
+on the way as in BRECQ (arXiv:2102.05426).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.cut import Side
+from graphopt.gradients.adam import Adam
+from graphopt.gradients.backward import OPSET
+from graphopt.gradients.examples import Results, both, fetched, results, spreads, targets, usable
+from graphopt.gradients.objective import Objective
+from graphopt.ir.graph import constants
+from graphopt.layers import linear_layers
+from graphopt.model import Model
+from graphopt.passes.pack.rounding import Rounding, stored_bias
+from graphopt.progress import Progress
+from graphopt.samples import Samples
+from graphopt.shapes import infer_shapes
+from graphopt.walk import Shelf
+
+_LEAST_SAMPLES = 32  # with fewer, too little is left when some are kept back
+_KEPT_BACK = 4  # one sample of so many
+_MOST_WEIGHTS = 2**26  # whose gradients are in memory together
+_STATIONS = 8  # layers on the way that are compared
+_ROUNDS = 4  # over all samples that are not kept back
+_BATCH = 8  # samples a step
+_RATE = 1e-3  # length of the first steps, as a part of the size of what is tuned
+_WARMUP = 8  # steps until they are that long
+_TINY = 1e-30
+Pair = tuple[Results, Results]
+
+
+def tune(original: Model, rounded: Model, roundings: Sequence[Rounding], samples: Samples, progress: Progress) -> float:
+    """Tune what the decoders of a rounded model hold, and the biases that were shifted, in place.
+
+    Args:
+        original: Gives the targets; its tensors have the same names.
+        rounded: What is tuned.
+        roundings: Its weights that were rounded; those of integer weights stay.
+        samples: What both run on.
+        progress: Where it reports.
+
+    Returns:
+        The squared error on the samples that were kept back, over what it was before; 1 if nothing was tuned.
+    """
+    mine = [item for item in roundings if item.unit.scale is None and len(item.unit.constant.outputs) == 1]
+    size = sum(item.unit.size for item in mine)
+    if rounded.graph.opset < OPSET or len(samples) < _LEAST_SAMPLES or not 0 < size <= _MOST_WEIGHTS:
+        return 1.0
+    for model in (original, rounded):
+        infer_shapes(model)
+    names = [*dict.fromkeys([*targets(rounded), *_stations(rounded)])]
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        teacher = Side(original).between(0, len(original.graph.nodes), names)
+        aims = results(teacher, samples, Shelf(Path(folder)))
+        pairs = [pair for pair in zip(list(samples), aims, strict=True) if usable(*pair)]
+        if not names or len(pairs) < _LEAST_SAMPLES:
+            return 1.0
+        student = Side(rounded).between(0, len(rounded.graph.nodes), names)
+        tensors = [item.unit.name for item in mine] + [str(item.bias.name) for item in mine if item.bias is not None]
+        objective = Objective(student, tensors, spreads(pairs, names), fetched(pairs[0][0]))
+        books = _books(objective, mine, constants(rounded.graph))
+        if not books:
+            return 1.0
+        return _descend(objective, books, *parted(pairs, names[0]), progress)
+
+
+def told(left: float) -> str:
+    """Return what `tune` has found, in words."""
+    return f"tuned by gradients, which leaves {left:.0%} of the squared error on samples that were kept back"
+
+
+@dataclass(eq=False)
+class _Book:
+    """What is tuned of one tensor of the objective: levels and scales of a rounding, or a bias.
+
+    Attributes:
+        inner: Constant of the objective.
+        outer: Constant of the rounded model.
+        rounding: What became of it; None of a bias.
+    """
+
+    inner: gs.Constant
+    outer: gs.Constant
+    rounding: Rounding | None = None
+
+    def values(self) -> list[np.ndarray]:
+        """Return what is tuned, float64."""
+        if self.rounding is None:
+            return [self.outer.values.astype(np.float64)]
+        coded = self.rounding.coded
+        levels = [coded.levels.astype(np.float64)] if len(coded.levels) < 256 else []
+        return [*levels, coded.scale.astype(np.float64)]
+
+    def slopes(self, gradient: np.ndarray) -> list[np.ndarray]:
+        """Return the gradients of `values` from that of the tensor."""
+        if self.rounding is None:
+            return [gradient.astype(np.float64)]
+        unit, coded = self.rounding.unit, self.rounding.coded
+        matrix = np.transpose(gradient, unit.order).reshape(coded.codes.shape)
+        along = np.einsum("grk,grk->gr", matrix, coded.levels[coded.codes])[..., None].astype(np.float64)
+        if len(coded.levels) == 256:
+            return [along]
+        moved = matrix * coded.scale.astype(np.float32)
+        levels = np.bincount(coded.codes.ravel(), moved.ravel(), len(coded.levels))
+        return [np.where(coded.levels == 0, 0, levels) if unit.is_sparse else levels, along]
+
+    def put(self, values: Sequence[np.ndarray]) -> None:
+        """Take over what was tuned, as it is stored."""
+        if self.rounding is None:
+            self.outer.values = stored_bias(values[0].astype(np.float32))
+        else:
+            coded, scale = self.rounding.coded, values[-1].astype(self.rounding.coded.scale.dtype)
+            levels = values[0].astype(np.float32) if len(values) > 1 else coded.levels
+            self.rounding.put(replace(coded, levels=levels, scale=scale))
+        self.inner.values = self.outer.values
+
+
+def _books(objective: Objective, roundings: Sequence[Rounding], outer: Sequence[gs.Constant]) -> list[_Book]:
+    """Return what can be tuned, in the order of the objective's weights."""
+    by_name = {item.unit.name: item for item in roundings}
+    own: Mapping[str, gs.Constant] = {item.name: item for item in outer}
+    return [_Book(inner, own[inner.name], by_name.get(inner.name)) for inner in objective.weights]
+
+
+def _descend(
+    objective: Objective, books: Sequence[_Book], used: Sequence[Pair], kept: Sequence[Pair], progress: Progress
+) -> float:
+    """Tune by gradients of the samples used; keep what errs least on the others, and return that over the first."""
+    start = [value for book in books for value in book.values()]
+    sizes = [max(float(np.sqrt(np.mean(np.square(value)))), _TINY) for value in start]
+    present = best = [value / size for value, size in zip(start, sizes, strict=True)]
+    adam = Adam(present)
+    before = least = objective.error(map(both, kept))
+    steps = math.ceil(len(used) / _BATCH)
+    for step in progress.track(range(_ROUNDS * steps), "tune", _ROUNDS * steps):
+        chosen = used[step % steps :: steps]
+        gradients = objective.gradients(map(both, chosen))
+        slopes = [slope for book, gradient in zip(books, gradients, strict=True) for slope in book.slopes(gradient)]
+        scaled = [slope * (size / len(chosen)) for slope, size in zip(slopes, sizes, strict=True)]
+        present = adam.step(present, scaled, _rate(step, _ROUNDS * steps))
+        _put(books, present, sizes)
+        if (step + 1) % steps == 0 and (error := objective.error(map(both, kept))) < least:
+            least, best = error, present
+    _put(books, best, sizes)
+    return least / before if before > 0 else 1.0
+
+
+def _put(books: Sequence[_Book], values: Sequence[np.ndarray], sizes: Sequence[float]) -> None:
+    left = iter(value * size for value, size in zip(values, sizes, strict=True))
+    for book in books:
+        book.put([next(left) for _ in book.values()])
+
+
+def _rate(step: int, steps: int) -> float:
+    """Return the length of a step: at first ever longer, then shorter by half a cosine."""
+    return _RATE * min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _stations(model: Model) -> list[str]:
+    """Return the names of what evenly spaced linear layers give."""
+    found = [str(layer.node.outputs[0].name) for layer in linear_layers(model) if layer.weight.dtype == np.float32]
+    places = np.unique(np.linspace(0, len(found), _STATIONS + 1, dtype=int)[1:] - 1) if found else []
+    return [found[place] for place in places if place >= 0]
+
+
+def parted(pairs: Sequence[Pair], name: str) -> tuple[list[Pair], list[Pair]]:
+    """Return the pairs to fit to, and those that are kept back: what is most like the first, for near copies of a
+    sample, as other crops of a picture, would tell nothing new.
+
+    Args:
+        pairs: What is fed and what should come of it.
+        name: The output by which samples are alike.
+    """
+    rows = [np.asarray(fetched(aims)[name], np.float64) for _, aims in pairs]
+    rows = [row.reshape(-1, row.shape[-1]).mean(axis=0) if row.ndim else row.reshape(1) for row in rows]
+    width = min(len(row) for row in rows)
+    facts = np.stack([row[:width] for row in rows])
+    facts -= facts.mean(axis=0)
+    likeness = facts @ facts[0] / np.maximum(np.linalg.norm(facts, axis=1), _TINY)
+    back = set(np.argsort(-likeness, kind="stable")[: len(pairs) // _KEPT_BACK].tolist())
+    chosen = [(place in back, pair) for place, pair in enumerate(pairs)]
+    return [pair for kept, pair in chosen if not kept], [pair for kept, pair in chosen if kept]
