@@ -26,7 +26,7 @@ _AIM = 0.9  # of the limit is aimed at when nodes are left float
 _MEASURED = 48  # runs that tell where the error comes from, about
 _TRIES = 5  # plans with nodes left float whose loss is measured
 _ROOT = 0.5  # least power of the error that a loss is taken to grow with
-_FAR = 2.0  # times the limit: a loss that is likely to be more is not measured
+_FAR = 3.0  # times the limit: a loss that is likely to be more is not measured; counts of few samples jump
 _FELT = EQUAL / 2  # of the float model's time; a plan that should gain less than that is not tried
 _EASED = 1.6  # times the error that held the limit may hold it as well; so much more is tried
 
