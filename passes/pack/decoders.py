@@ -15,7 +15,8 @@ and one of 6 bits, whose codes lie in a plane of 4 bits and one of 2::
 What costs time at load is looking up: so several elements are looked up at once, never one. Integers of a weight's size
 have two axes or more: those of one axis could be a shape, and ONNX's inference follows each of them, with 70 bytes.
 
-The decoded tensor has the weight's name; what else belongs to it is called ``NAME/...``.
+The decoded tensor has the weight's name; initializers that belong to it are called ``NAME/codes`` and so on. Names on
+the way from these to it are short, for a file holds each of them three times: ``decode/Gather_7``.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class Draft:
 
     def node(self, op: str, inputs: Sequence[gs.Tensor], *, name: str = "", **attrs: Any) -> gs.Tensor:
         """Add a node and return its output, which is called after the operator unless `name` says otherwise."""
-        output = Variable(unique_name(name or f"{self.name}/{op}", self.taken))
+        output = Variable(unique_name(name or f"decode/{op}", self.taken))
         node = Node(op, output.name, inputs=list(inputs), outputs=[output], attrs=attrs)
         self.nodes.append(node)
         self.nbytes += node_bytes(node)

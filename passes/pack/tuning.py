@@ -177,8 +177,8 @@ def _rate(step: int, steps: int) -> float:
 def _stations(model: Model) -> list[str]:
     """Return the names of what evenly spaced linear layers give."""
     found = [str(layer.node.outputs[0].name) for layer in linear_layers(model) if layer.weight.dtype == np.float32]
-    places = np.unique(np.linspace(0, len(found), _STATIONS + 1, dtype=int)[1:] - 1) if found else []
-    return [found[place] for place in places if place >= 0]
+    places = {len(found) * part // _STATIONS - 1 for part in range(1, _STATIONS + 1)}
+    return [found[place] for place in sorted(places) if place >= 0]
 
 
 def parted(pairs: Sequence[Pair], name: str) -> tuple[list[Pair], list[Pair]]:
