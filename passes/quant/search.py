@@ -116,15 +116,21 @@ class Search:
         return kept
 
     def _timed(self, plan: Plan) -> Judged:
-        """Make a plan, without the nodes that integers slow down by more than their bytes are worth."""
-        item = self._made(plan)
+        return self._slimmed(self._made(plan))
+
+    def _slimmed(self, item: Judged) -> Judged:
+        """Leave the nodes float that integers slow down by more than their bytes are worth, if that is faster.
+
+        What an integer node takes depends on its neighbours: a MaxPool is quick among convolutions in integers, and
+        slower than in float by far between float ones. So this is asked again when others have become float.
+        """
         if self.measure_nodes is None or not item.candidate.changed or self.asked_for:
             return item
         slim, gain = self._balance(item.candidate, {}).quickest()
         gone = self.workshop.placed(item.candidate.plan) - frozenset(slim.nodes)
         if not gone or gain < _FELT:
             return item
-        other = self._made(slim, dict.fromkeys(gone))
+        other = self._made(slim, {**item.left, **dict.fromkeys(gone)})
         return other if other.candidate.changed and other.speed < item.speed - EQUAL else item
 
     def _made(self, plan: Plan, left: dict[int, float | None] | None = None) -> Judged:
@@ -215,8 +221,12 @@ class Search:
                 power = float(np.clip(np.log(max(last.loss, 1e-12) / loss) / np.log(allowed / before), _ROOT, 1.0))
         if held is None:
             return failed
-        latency = self.measure_latency(self.float_model, held.candidate.model)
-        held = replace(held, latency=latency, whole=failed.speed)
+        held = replace(held, latency=self.measure_latency(self.float_model, held.candidate.model))
+        slim = self._slimmed(held)
+        if slim is not held:
+            drop = self.measure_drop(slim.candidate.model)
+            held = replace(slim, drop=drop) if self._holds(drop) else held
+        held = replace(held, whole=failed.speed)
         return held if self.asked_for else self._filled(held, failed.candidate.plan)
 
     def _filled(self, held: Judged, tried: Plan) -> Judged:
