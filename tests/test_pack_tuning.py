@@ -1,4 +1,4 @@
-"""Levels, scales and biases tuned by gradients of the outputs."""
+"""Levels and scales tuned by gradients of the outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Levels, scales and biases of rounded weights, tuned together by gradients of what the whole model gives.
+"""Levels and scales of rounded weights, tuned together by gradients of what the whole model gives.
 
 Rounding fits each layer by itself and cannot know which of the errors that are left matter behind it. The codes stay as
 they are here; the gradient of a level is the sum of those of its weights (times their scales), that of a scale the sum
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,10 +26,9 @@ from graphopt.gradients.adam import Adam
 from graphopt.gradients.backward import OPSET
 from graphopt.gradients.examples import Results, both, fetched, results, spreads, targets, usable
 from graphopt.gradients.objective import Objective
-from graphopt.ir.graph import constants
 from graphopt.layers import linear_layers
 from graphopt.model import Model
-from graphopt.passes.pack.rounding import Rounding, stored_bias
+from graphopt.passes.pack.rounding import Rounding
 from graphopt.progress import Progress
 from graphopt.samples import Samples
 from graphopt.shapes import infer_shapes
@@ -39,7 +38,7 @@ _LEAST_SAMPLES = 32  # with fewer, too little is left when some are kept back
 _KEPT_BACK = 4  # one sample of so many
 _MOST_WEIGHTS = 2**26  # whose gradients are in memory together
 _STATIONS = 8  # layers on the way that are compared
-_ROUNDS = 4  # over all samples that are not kept back
+_ROUNDS = 2  # over all samples that are not kept back
 _BATCH = 8  # samples a step
 _RATE = 1e-3  # length of the first steps, as a part of the size of what is tuned
 _WARMUP = 8  # steps until they are that long
@@ -48,7 +47,7 @@ Pair = tuple[Results, Results]
 
 
 def tune(original: Model, rounded: Model, roundings: Sequence[Rounding], samples: Samples, progress: Progress) -> float:
-    """Tune what the decoders of a rounded model hold, and the biases that were shifted, in place.
+    """Tune the levels and scales of a rounded model, in place.
 
     Args:
         original: Gives the targets; its tensors have the same names.
@@ -74,9 +73,9 @@ def tune(original: Model, rounded: Model, roundings: Sequence[Rounding], samples
         if not names or len(pairs) < _LEAST_SAMPLES:
             return 1.0
         student = Side(rounded).between(0, len(rounded.graph.nodes), names)
-        tensors = [item.unit.name for item in mine] + [str(item.bias.name) for item in mine if item.bias is not None]
-        objective = Objective(student, tensors, spreads(pairs, names), fetched(pairs[0][0]))
-        books = _books(objective, mine, constants(rounded.graph))
+        weights = {item.unit.name: item for item in mine}
+        objective = Objective(student, weights.keys(), spreads(pairs, names), fetched(pairs[0][0]))
+        books = [_Book(constant, weights[constant.name]) for constant in objective.weights]
         if not books:
             return 1.0
         return _descend(objective, books, *parted(pairs, names[0]), progress)
@@ -87,32 +86,26 @@ def told(left: float) -> str:
     return f"tuned by gradients, which leaves {left:.0%} of the squared error on samples that were kept back"
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Book:
-    """What is tuned of one tensor of the objective: levels and scales of a rounding, or a bias.
+    """Levels and scales of one weight.
 
     Attributes:
-        inner: Constant of the objective.
-        outer: Constant of the rounded model.
-        rounding: What became of it; None of a bias.
+        weight: The weight in the objective.
+        rounding: What became of it in the rounded model.
     """
 
-    inner: gs.Constant
-    outer: gs.Constant
-    rounding: Rounding | None = None
+    weight: gs.Constant
+    rounding: Rounding
 
     def values(self) -> list[np.ndarray]:
-        """Return what is tuned, float64."""
-        if self.rounding is None:
-            return [self.outer.values.astype(np.float64)]
+        """Return the levels, unless they are whole numbers, and the scales, float64."""
         coded = self.rounding.coded
         levels = [coded.levels.astype(np.float64)] if len(coded.levels) < 256 else []
         return [*levels, coded.scale.astype(np.float64)]
 
     def slopes(self, gradient: np.ndarray) -> list[np.ndarray]:
-        """Return the gradients of `values` from that of the tensor."""
-        if self.rounding is None:
-            return [gradient.astype(np.float64)]
+        """Return the gradients of `values` from that of the weight."""
         unit, coded = self.rounding.unit, self.rounding.coded
         matrix = np.transpose(gradient, unit.order).reshape(coded.codes.shape)
         along = np.einsum("grk,grk->gr", matrix, coded.levels[coded.codes])[..., None].astype(np.float64)
@@ -124,20 +117,10 @@ class _Book:
 
     def put(self, values: Sequence[np.ndarray]) -> None:
         """Take over what was tuned, as it is stored."""
-        if self.rounding is None:
-            self.outer.values = stored_bias(values[0].astype(np.float32))
-        else:
-            coded, scale = self.rounding.coded, values[-1].astype(self.rounding.coded.scale.dtype)
-            levels = values[0].astype(np.float32) if len(values) > 1 else coded.levels
-            self.rounding.put(replace(coded, levels=levels, scale=scale))
-        self.inner.values = self.outer.values
-
-
-def _books(objective: Objective, roundings: Sequence[Rounding], outer: Sequence[gs.Constant]) -> list[_Book]:
-    """Return what can be tuned, in the order of the objective's weights."""
-    by_name = {item.unit.name: item for item in roundings}
-    own: Mapping[str, gs.Constant] = {item.name: item for item in outer}
-    return [_Book(inner, own[inner.name], by_name.get(inner.name)) for inner in objective.weights]
+        coded = self.rounding.coded
+        levels = values[0].astype(np.float32) if len(values) > 1 else coded.levels
+        self.rounding.put(replace(coded, levels=levels, scale=values[-1].astype(coded.scale.dtype)))
+        self.weight.values = self.rounding.unit.constant.values
 
 
 def _descend(
