@@ -229,7 +229,7 @@ def _quickest(
         few: Runs on each feed, at least, and those among which none is quicker at the end.
         until: When to end.
     """
-    longest = max(_warm_up(session, feeds, until) for session in sessions)
+    longest = max(_warm_up(session, feeds[:1], until) for session in sessions)
     repeats = max(1, math.ceil(_SHORTEST / longest))
     count, known = 0, math.inf
     with _no_garbage_collection():

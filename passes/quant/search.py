@@ -119,7 +119,7 @@ class Search:
         return self._slimmed(self._made(plan))
 
     def _slimmed(self, item: Judged) -> Judged:
-        """Leave the nodes float that integers slow down by more than their bytes are worth, if that is faster.
+        """Leave the nodes float that integers slow down by more than their bytes are worth, if that is as fast.
 
         What an integer node takes depends on its neighbours: a MaxPool is quick among convolutions in integers, and
         slower than in float by far between float ones. So this is asked again when others have become float.
@@ -131,7 +131,7 @@ class Search:
         if not gone or gain < _FELT:
             return item
         other = self._made(slim, {**item.left, **dict.fromkeys(gone)})
-        return other if other.candidate.changed and other.speed < item.speed - EQUAL else item
+        return other if other.candidate.changed and other.speed <= item.speed else item
 
     def _made(self, plan: Plan, left: dict[int, float | None] | None = None) -> Judged:
         candidate = self.workshop.make(plan)
