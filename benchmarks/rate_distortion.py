@@ -3,24 +3,28 @@
     python -m benchmarks.rate_distortion RESULTS [--storage JSON]... --metric MODEL=NAME... --svg FILE [--markdown FILE]
 
 RESULTS is the folder of `benchmarks.int8 make`, JSON what `benchmarks.storage --json` has written; nothing is measured
-here. One panel a model: bytes on a logarithmic axis, the metric as it is. Points have the numbers of the table's rows.
+here. One panel a model: bytes on a logarithmic axis, the metric so that up is better.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.sax.saxutils import escape
+from typing import TYPE_CHECKING
 
 import click
 
 from benchmarks.int8 import outcomes
+from benchmarks.plots import COLOURS, figure, save
 from benchmarks.storage import read
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 380, 300, 60, 34, 44  # pixels of a panel and of its margins
-_COLOURS = {"graphopt": "#1f6feb", "onnxruntime": "#d9730d", "float": "#444444"}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MARKERS = {"graphopt": "o", "onnxruntime": "s", "float": "D"}
+_LOWER_IS_BETTER = frozenset({"nll", "perplexity"})
+_PREFIXES = ("fold,", "share,", "prune:pattern=", "pack:")  # left out of labels: what all have in common
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Point:
     """A file and its score.
 
     Attributes:
-        maker: Key of `_COLOURS`.
+        maker: Key of `COLOURS`.
         label: Passes or tool.
         nbytes: Bytes of the file.
         score: The metric.
@@ -50,7 +54,7 @@ def main(results: Path, storage: tuple[Path, ...], metrics: tuple[str, ...], svg
     """Draw one panel a model, and print the points as a table."""
     chosen = dict(item.split("=", 1) for item in metrics)
     panels = {model: points(model, name, results, storage) for model, name in chosen.items()}
-    svg.write_text(drawing(panels, chosen))
+    draw(panels, chosen, svg)
     table = render(panels, chosen)
     click.echo(table)
     if markdown is not None:
@@ -71,68 +75,58 @@ def points(model: str, metric: str, results: Path, storage: Sequence[Path]) -> l
     return sorted(found, key=lambda point: point.nbytes)
 
 
-def render(panels: dict[str, list[Point]], metrics: dict[str, str]) -> str:
+def render(panels: Mapping[str, Sequence[Point]], metrics: Mapping[str, str]) -> str:
     """Return the Markdown table."""
-    rows = ["| model | point | file | of float | bytes | metric |", "|" + "---|" * 6]
+    rows = ["| model | made by | file | of float | bytes | metric |", "|" + "---|" * 6]
     for model, found in panels.items():
         whole = max(point.nbytes for point in found if point.maker == "float")
         rows += [
-            f"| {model} | {number} | {point.maker}: `{point.label}` | 1/{whole / point.nbytes:.1f} | {point.nbytes:,} "
+            f"| {model} | {point.maker} | `{point.label}` | 1/{whole / point.nbytes:.1f} | {point.nbytes:,} "
             f"| {metrics[model]} {point.score:.4g} |"
-            for number, point in enumerate(found, 1)
+            for point in found
         ]
     return "\n".join(rows)
 
 
-def drawing(panels: dict[str, list[Point]], metrics: dict[str, str]) -> str:
-    """Return the panels as SVG, side by side."""
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH * len(panels)}" height="{_HEIGHT + 24}" '
-        'font-family="sans-serif" font-size="11">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
-    for number, (model, found) in enumerate(panels.items()):
-        body = "".join(_panel(model, metrics[model], found))
-        parts.append(f'<g transform="translate({number * _WIDTH},0)">{body}</g>')
-    for number, (maker, colour) in enumerate(_COLOURS.items()):
-        place = 20 + 130 * number
-        parts.append(f'<circle cx="{place}" cy="{_HEIGHT + 10}" r="5" fill="{colour}"/>')
-        parts.append(f'<text x="{place + 10}" y="{_HEIGHT + 14}">{maker}</text>')
-    return "\n".join((*parts, "</svg>", ""))
+def draw(panels: Mapping[str, Sequence[Point]], metrics: Mapping[str, str], path: Path) -> None:
+    """Write the panels as SVG, side by side."""
+    drawn, axes = figure(len(panels), height=3.6)
+    for place, (model, found) in zip(axes, panels.items(), strict=True):
+        _panel(place, found, metrics[model])
+        place.set_title(model, fontsize=10)
+    axes[0].legend(loc="lower right", fontsize=7)
+    save(drawn, path)
 
 
-def _panel(model: str, metric: str, found: Sequence[Point]) -> list[str]:
-    sizes = [math.log10(point.nbytes) for point in found]
-    scores = [point.score for point in found]
-    across = _axis(min(sizes), max(sizes), _LEFT, _WIDTH - 20)
-    up = _axis(min(scores), max(scores), _HEIGHT - _BOTTOM, _TOP)
-    parts = [
-        f'<text x="{_WIDTH / 2}" y="18" text-anchor="middle" font-size="13">{escape(model)}: {escape(metric)}</text>',
-        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">bytes of the file</text>',
-    ]
-    for score in (min(scores), (min(scores) + max(scores)) / 2, max(scores)):
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 20}" y1="{up(score)}" y2="{up(score)}" stroke="#dddddd"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{up(score) + 4}" text-anchor="end">{score:.3g}</text>')
-    for size in (min(sizes), max(sizes)):
-        nbytes = f"{10**size / 1e6:.2f} MB"
-        parts.append(f'<text x="{across(size)}" y="{_HEIGHT - 24}" text-anchor="middle">{nbytes}</text>')
-    for number, point in enumerate(found, 1):
-        x, y = across(math.log10(point.nbytes)), up(point.score)
-        parts.append(f'<circle cx="{x}" cy="{y}" r="5" fill="{_COLOURS[point.maker]}">')
-        parts.append(f"<title>{escape(point.label)}</title></circle>")
-        parts.append(f'<text x="{x + 7}" y="{y - 6}">{number}</text>')
-    return parts
+def _panel(axes: Axes, found: Sequence[Point], metric: str) -> None:
+    for maker, colour in COLOURS.items():
+        mine = [point for point in found if point.maker == maker]
+        sizes, scores = [point.nbytes / 1e6 for point in mine], [point.score for point in mine]
+        axes.scatter(sizes, scores, s=28, c=colour, marker=_MARKERS[maker], label=maker, zorder=3)
+    for point in _told(found):
+        where = (point.nbytes / 1e6, point.score)
+        axes.annotate(_short(point.label), where, (4, 4), textcoords="offset points", fontsize=6)
+    axes.set_xscale("log")
+    axes.set_xlabel("MB")
+    axes.set_ylabel(metric)
+    axes.margins(0.12)
+    axes.grid(alpha=0.3)
+    if metric in _LOWER_IS_BETTER:
+        axes.invert_yaxis()
 
 
-def _axis(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """Return what takes a value between `low` and `high` to a pixel between `start` and `end`, with a margin."""
-    margin = (end - start) * 0.08
+def _told(found: Sequence[Point]) -> list[Point]:
+    """Return the points that get a label: of those at one place only the first."""
+    places: dict[tuple[str, float, float], Point] = {}
+    for point in found:
+        places.setdefault((point.maker, round(point.nbytes, -4), round(point.score, 3)), point)
+    return list(places.values())
 
-    def place(value: float) -> float:
-        part = (value - low) / (high - low) if high > low else 0.5
-        return round(start + margin + part * (end - start - 2 * margin), 1)
 
-    return place
+def _short(label: str) -> str:
+    for prefix in _PREFIXES:
+        label = label.replace(prefix, "")
+    return "" if label == "float" else label.removeprefix("ORT ").removeprefix("graphopt ")
 
 
 if __name__ == "__main__":
