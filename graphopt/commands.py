@@ -129,7 +129,7 @@ def bench(
     ratio = evaluator.latency(first, second, seconds=seconds)
     if ratio is None:
         raise UsageError(f"this machine cannot run the target {chosen.name}: it needs {chosen.provider}")
-    timing = Timing(chosen.provider, threads, samples.is_random, ratio, "", evaluator.chosen())
+    timing = Timing(chosen.provider, threads, samples.is_random, ratio, "", evaluator.inputs.chosen())
     if as_json:
         click.echo(json.dumps(timing_json(timing), indent=2))
     else:

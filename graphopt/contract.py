@@ -51,7 +51,7 @@ class Contract:
         self._context = context
         self._interface = original.interface
         self._strictest = _strictest_check(original)
-        self._example = context.evaluator.example()
+        self._example = context.evaluator.inputs.example()
         self._scale = Scale(zstd_level)
         self._figures: dict[int, tuple[Model, Figures]] = {}
 

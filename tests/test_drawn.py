@@ -65,14 +65,14 @@ def test_a_model_that_does_not_open_gets_small_inputs() -> None:
 
 def test_the_evaluator_has_an_example() -> None:
     target = get_target("cpu-avx2")
-    example = Evaluator(windows(400), target, samples=None).example()
+    example = Evaluator(windows(400), target, samples=None).inputs.example()
     assert example is not None
     assert example["x"].shape == (1, 1024)
     sequence = parser.parse_model(
         '<ir_version: 10, opset_import: ["": 21]> g (seq(float[2]) s) => (float[n, 2] y)'
         " { y = ConcatFromSequence<axis = 0, new_axis = 1>(s) }"
     )
-    assert Evaluator(Model.from_proto(sequence), target, samples=None).example() is None
+    assert Evaluator(Model.from_proto(sequence), target, samples=None).inputs.example() is None
 
 
 @pytest.mark.parametrize("data", [None, "random"])

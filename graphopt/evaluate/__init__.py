@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,15 +11,15 @@ from graphopt.evaluate.agreement import Agreement
 from graphopt.evaluate.answers import Answers, blaming_sample
 from graphopt.evaluate.chains import STEPS, as_one, run_chain
 from graphopt.evaluate.classes import class_scores
-from graphopt.evaluate.drawn import drawn_samples, runs
+from graphopt.evaluate.drawn import Run, runs
 from graphopt.evaluate.fixed import with_fixed_numbers
+from graphopt.evaluate.inputs import Inputs
 from graphopt.evaluate.loss import Drop, Metric, agreement_drop, call_metric, metric_drop
 from graphopt.evaluate.sameness import Reference, Sameness, check_sameness
 from graphopt.model import Interface, Model
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.session import CPU, Session, available_providers, open_session, refuse_hazards
 from graphopt.runtime.timing import Ratio, quickest_ratio, reopened_ratio
-from graphopt.samples.fit import is_fixed
 
 if TYPE_CHECKING:
     from graphopt.samples import Feeds, Samples
@@ -54,6 +53,7 @@ class Evaluator:
 
     Attributes:
         times: Whether it measures latency.
+        inputs: What is compared and timed on.
     """
 
     times: ClassVar[bool] = True
@@ -73,7 +73,7 @@ class Evaluator:
         self._original = original
         self._target = target
         self._samples = samples
-        self._interface = interface
+        self.inputs = Inputs(original, samples, interface, seed, threads, self._original_run)
         self._metric = metric
         self._seed = seed
         self._threads = threads
@@ -83,7 +83,6 @@ class Evaluator:
         self._metric_before: float | None = None
         self._judged: tuple[str, Drop | None] | None = None
         self._reference: Reference | None = None
-        self._made_up: Samples | None = None
 
     def open_original(self) -> None:
         """Prove that the original runs, on the first sample if there are any; `mismatch` needs it open in any case.
@@ -164,12 +163,12 @@ class Evaluator:
             ModelError: `after` does not open in ONNX Runtime, or `before` does not run on the samples.
         """
         try:
-            probes = self._probes(_SAME_PROBES, _SAME_RANDOM)
+            probes = self.inputs.probes(_SAME_PROBES, _SAME_RANDOM)
         except SampleError as error:
             return Sameness(None, f"there are no samples, and no random inputs either: {error}", random=True)
         reference, result = self._reference_for(before), Reference(after, self._threads)
         try:
-            found = check_sameness(reference, result, probes, random=self._is_random)
+            found = check_sameness(reference, result, probes, random=self.inputs.is_random)
         except BaseException:
             result.close()
             raise
@@ -232,29 +231,13 @@ class Evaluator:
             return []
         self._forget_reference()
         try:
-            probes = self._probes(_TIMED_PROBES, _TIMED_RANDOM)
+            probes = self.inputs.probes(_TIMED_PROBES, _TIMED_RANDOM)
         except SampleError:
             return []
-        if self._is_random:
+        if self.inputs.is_random:
             with self._open(model) as session:
                 probes = [feeds for feeds in probes if runs(session.run, feeds)]
         return probes
-
-    def example(self) -> Feeds | None:
-        """Return one input: the first sample, or a made-up one; None if none can be made."""
-        if self._samples is not None:
-            return next(iter(self._samples), None)
-        try:
-            return next(iter(self.made_up()))
-        except SampleError:
-            return None
-
-    def chosen(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the shapes of made-up inputs whose size the original leaves open, by name."""
-        feeds = self.example() if self._is_random else None
-        stated = {spec.name: spec.shape for spec in self._original.interface.inputs}
-        open_ones = {name for name, shape in stated.items() if shape is None or not all(map(is_fixed, shape))}
-        return {name: tuple(value.shape) for name, value in (feeds or {}).items() if name in open_ones}
 
     def close(self) -> None:
         """Free what is kept of the original; everything still works afterwards, only slower."""
@@ -262,34 +245,9 @@ class Evaluator:
         if self._answers is not None:
             self._answers.close()
 
-    @property
-    def _is_random(self) -> bool:
-        return self._samples is None or self._samples.is_random
-
-    def _probes(self, count: int, count_random: int) -> list[Feeds]:
-        """Return a few inputs, evenly spaced over the samples."""
-        if self._samples is not None and len(self._samples) > 0:
-            return list(self._samples.take(count))
-        return list(self.made_up().take(count_random))
-
-    def made_up(self) -> Samples:
-        """Return made-up inputs, of which those of the first call are kept.
-
-        Raises:
-            SampleError: None can be made.
-        """
-        if self._made_up is None:
-            reference = self._reference
-            run = reference.run if reference is not None and reference.model is self._original else None
-            self._made_up = drawn_samples(
-                self._original,
-                run,
-                interface=self._interface,
-                seed=self._seed,
-                count=_TIMED_RANDOM,
-                threads=self._threads,
-            )
-        return self._made_up
+    def _original_run(self) -> Run | None:
+        reference = self._reference
+        return reference.run if reference is not None and reference.model is self._original else None
 
     def _open_fixed(self, model: Model) -> Session:
         return self._open(with_fixed_numbers(model))

@@ -114,7 +114,7 @@ def _end_figures(run: Finished) -> tuple[Figures, Figures]:
 
 def measure_timings(run: Finished) -> tuple[Timing, ...]:
     """Time the result against the original on the target's provider, and on CPU and CUDA."""
-    own, samples, chosen = run.context.target, run.context.samples, run.context.evaluator.chosen()
+    own, samples, chosen = run.context.target, run.context.samples, run.context.evaluator.inputs.chosen()
     others = [get_target(name) for provider, name in _ALWAYS_TIMED.items() if provider != own.provider]
     timings = []
     for target in (own, *others):

@@ -127,7 +127,7 @@ class Run:
     def _drawn(self) -> OutputError | None:
         """Return the error on random inputs, if the model runs on them."""
         try:
-            return OutputError(self._model, list(self._context.evaluator.made_up().take(_DRAWN)))
+            return OutputError(self._model, list(self._context.evaluator.inputs.made_up().take(_DRAWN)))
         except GraphoptError:  # no random input is valid: nothing can be judged
             return None
 

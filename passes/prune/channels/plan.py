@@ -82,7 +82,7 @@ def make_plan(model: Model, context: Context, options: Prune) -> Plan:
         context: Its samples, if there are any, give shapes, moments and what is measured.
         options: `of`, `criterion`, `scope` and `layers` count.
     """
-    shapes = shapes_for(model, context.evaluator.example())
+    shapes = shapes_for(model, context.evaluator.inputs.example())
     criterion = "obs" if options.criterion == "auto" else options.criterion
     by_reader = criterion in _BY_READER
     found = _removable(model, shapes, by_reader)
@@ -172,7 +172,7 @@ def _costs(model: Model, found: Dependencies, shapes: dict[str, tuple[int, ...]]
     if unit in ("weights", "bytes"):
         return weight_costs(model, found, in_bytes=unit == "bytes")
     if unit == "latency":
-        return time_costs(model, found, next(iter(context.samples or context.evaluator.made_up())))
+        return time_costs(model, found, next(iter(context.samples or context.evaluator.inputs.made_up())))
     return mac_costs(model, found, shapes)
 
 
