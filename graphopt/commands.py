@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,18 +140,24 @@ def bench(
 @click.command("unpack", short_help="Turn a packed model into the plain one.")
 @click.argument("model", type=_FILE)
 @click.option("-o", "--output", type=_FILE, required=True, metavar="FILE", help="The plain model.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @reports_errors
-def unpack(model: Path, output: Path) -> None:
+def unpack(model: Path, output: Path, quiet: bool) -> None:
     """Turn a packed model into the plain one that it decodes to, bit by bit."""
+    from graphopt.destinations import Files, check_files
     from graphopt.passes.pack.unpack import unpack as unpacked
     from graphopt.reader import load
 
-    loaded = load(model)
-    if output.exists() and output.samefile(model):
+    if output.exists() and model.exists() and output.samefile(model):
         raise UsageError(f"--output '{output}' is the input; give another name")
-    count = unpacked(loaded)
-    saved = loaded.save(output)
-    click.echo(f"'{output}': {count} weights decoded, {saved.nbytes} bytes")
+    check_files(Files(model, output, None), in_place=True)
+    loaded = load(model)
+    with tempfile.TemporaryDirectory(prefix=".graphopt-", dir=output.parent) as folder:
+        count = unpacked(loaded, Path(folder))
+        saved = loaded.save(output)
+        del loaded
+    if not quiet:
+        click.echo(f"'{output}': {count} weights decoded, {saved.nbytes} bytes")
 
 
 def _check_same_inputs(first: Model, second: Model) -> None:

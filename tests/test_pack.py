@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from graphopt.base import PassReport
+from graphopt.cli import main
 from graphopt.compensate.gptq import inverse_factor
 from graphopt.compensate.grid import nearest
 from graphopt.context import Context
@@ -35,6 +38,7 @@ from graphopt.passes.pack.units import find_units
 from graphopt.passes.pack.unpack import unpack
 from graphopt.pipeline import Pipeline
 from graphopt.progress import SilentProgress
+from graphopt.reader import load
 from graphopt.runtime.session import op_counts, open_session, optimized_model
 from graphopt.samples import open_samples
 from graphopt.spec import parse_pass
@@ -433,6 +437,37 @@ def test_unpack_gives_the_very_bits_back(text: str) -> None:
         assert used is None or same_bits(found[name], values)
     np.testing.assert_array_equal(run(back, True)["y"], run(result, True)["y"])
     assert unpack(back) == 0
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_unpack_keeps_in_a_file_what_memory_should_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    model, _ = network()
+    result, report = packed(model, "pack:bits=4:min-bytes=512")
+    result.save(tmp_path / "packed.onnx")
+    monkeypatch.setattr("graphopt.passes.pack.unpack._HELD", 0)
+    monkeypatch.setattr("graphopt.passes.pack.unpack._BATCH", 1)
+    done = CliRunner().invoke(
+        main, ["unpack", str(tmp_path / "packed.onnx"), "-o", str(tmp_path / "plain.onnx"), *["-q"] * quiet]
+    )
+    assert done.exit_code == 0, done.output
+    assert done.output == "" if quiet else f"{report.changed} weights decoded" in done.output
+    back = load(tmp_path / "plain.onnx")
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".onnx"] == [], "nothing is left behind"
+    decoded = load_again(result)
+    unpack(decoded)
+    found = {constant.name: constant.values for constant in constants(back.graph)}
+    for constant in constants(decoded.graph):
+        assert same_bits(found[constant.name], constant.values)
+
+
+def test_unpack_says_beforehand_what_it_cannot_write(tmp_path: Path) -> None:
+    model, _ = network()
+    model.save(tmp_path / "m.onnx")
+    done = CliRunner().invoke(main, ["unpack", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "none" / "p.onnx")])
+    assert done.exit_code == 2
+    assert "there is no folder" in done.output
 
 
 def test_unpack_leaves_what_pack_did_not_make() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -12,34 +13,67 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir.clean import clean
 from graphopt.ir.exporter import unique_name
-from graphopt.ir.graph import Constant, Node, Variable, tensor_names, walk_nodes
+from graphopt.ir.graph import Constant, Node, Payload, Variable, tensor_names, walk_nodes
+from graphopt.ir.payload import DataFile, StoredTensor
+from graphopt.ir.tensors import elsewhere
+from graphopt.ir.wire import raw_chunks
 from graphopt.model import Model
 from graphopt.runtime.session import open_session
 from graphopt.shapes import infer_shapes
 
-_BATCH = 2**28  # bytes of decoded weights at a time
+_BATCH = 2**26  # bytes of decoded weights at a time
+_HELD = 2**27  # bytes of decoded weights in memory, if there is a folder for the others
+_ALIGNMENT = 64  # bytes
 _OPS = frozenset({"Add", "Cast", "CumSum", "Expand", "Gather", "Mul", "Reshape", "Slice", "Transpose"})
 _WIDE = {np.dtype(ml_dtypes.bfloat16): np.dtype(np.float32)}  # types that do not leave the runtime, and what holds them
 
 
-def unpack(model: Model) -> int:
+def unpack(model: Model, folder: Path | None = None) -> int:
     """Replace decoders by plain weights, in place; return how many there were.
 
     A decoder is a chain of the operators that `pack` uses, which hangs from initializers only and holds one that is
     called after the weight: ``NAME/codes`` and the like. ONNX Runtime computes them without optimizations, so the
     weights have the bits that they have when the packed model runs.
 
+    Args:
+        model: Edited in place.
+        folder: Where a file takes up what memory should not; the model needs it for as long as it lives.
+
     Raises:
         ModelError: ONNX Runtime does not compute them.
     """
     names = decoded_names(model)
+    shelf = _Shelf(folder)
+    tensors = {tensor.name: tensor for node in model.graph.nodes for tensor in node.outputs}
     for batch in _batches(model, names):
-        values = _evaluated(model, batch)
-        tensors = {tensor.name: tensor for node in model.graph.nodes for tensor in node.outputs}
-        for name in batch:
-            _replace(tensors[name], values[name])
+        for name, values in _evaluated(model, batch).items():
+            _replace(tensors[name], shelf.put(name, values))
     clean(model.graph)
     return len(names)
+
+
+class _Shelf:
+    """Holds decoded weights: in memory up to a limit, the others in a file.
+
+    Args:
+        folder: Where the file is; None: there is no limit.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / "decoded.data"
+        self._left = _HELD
+
+    def put(self, name: str, values: np.ndarray) -> Payload:
+        """Return the values, or what reads them from the file."""
+        self._left -= values.nbytes
+        if self._path is None or self._left >= 0:
+            return values
+        with self._path.open("ab") as file:
+            offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
+            file.write(bytes(offset - file.tell()))
+            file.writelines(raw_chunks(values))
+        proto = elsewhere(name, values, location=self._path.name, offset=offset, length=values.nbytes)
+        return StoredTensor(proto, self._path.parent, DataFile(self._path))
 
 
 def decoded_names(model: Model) -> list[str]:
@@ -119,7 +153,7 @@ def _evaluated(model: Model, names: list[str]) -> dict[str, np.ndarray]:
     return {name: np.asarray(found[output]).astype(dtype, copy=False) for name, (output, dtype) in shown.items()}
 
 
-def _replace(decoded: gs.Tensor, values: np.ndarray) -> None:
+def _replace(decoded: gs.Tensor, values: Payload) -> None:
     """Let the users of a decoded tensor read a constant of its name."""
     constant = Constant(decoded.name, values)
     decoded.name = f"{decoded.name}/decoded"
