@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt.passes.pack.bits import plane_widths
 
-LEAST, MOST = 3, 8  # bits of a weight; with fewer than 3 the loss is not what 4 bits let expect
+LEAST, MOST = 2, 8  # bits of a weight
 _SLOW = 7  # bits that take long to decode, in three planes
 MEASURED = 4  # bits at which losses are measured
 _NODE_BYTES = 80  # of a decoder's node, roughly

@@ -48,7 +48,7 @@ class Pack(Pass):
     Source: Deep Compression (arXiv:1510.00149), without a runtime of its own; GPTQ (arXiv:2210.17323).
 
     Attributes:
-        bits: Bits of a weight in size mode, 2 to 8; auto: as few as `--max-drop` allows, 3 to 8 by loss per byte; none
+        bits: Bits of a weight in size mode, 2 to 8; auto: as few as `--max-drop` allows, 2 to 8 by loss per byte; none
             stores the weights as they are.
         min_bytes: Smaller weights stay plain, bytes.
         metadata: drop or keep what exporters note on nodes (source lines, doc strings), which may outweigh the packed
