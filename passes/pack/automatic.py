@@ -17,6 +17,8 @@ from graphopt.passes.pack.sensitivity import OutputLoss
 from graphopt.passes.pack.sizemode import SizeMode
 from graphopt.passes.pack.tuning import told
 
+_WORTHWHILE = 0.97  # of the error may be left by tuning; if it is more, further trials do without
+
 
 def round_within_limit(
     model: Model, candidates: Sequence[gs.Constant], mode: SizeMode, context: Context, losses: Sequence[float]
@@ -39,13 +41,14 @@ def round_within_limit(
     place = {id(constant): index for index, constant in enumerate(own)}
     sizes = [unit.coded for unit in Floats(model, candidates).units]
     best: tuple[list[gs.Constant], dict[int, Rounded], float] | None = None
+    tunes = not steps.states
 
     def judged(trial: Model) -> float:
         over = _excess(context.evaluator.drop(trial), limit)
         return max(over, steps.worst(trial) / limit) if steps.states and limit > 0 else over
 
     def excess(mean: float) -> float:
-        nonlocal best
+        nonlocal best, tunes
         trial = model.copy()
         twins = constants(trial.graph)
         floats = Floats(trial, [twins[place[id(constant)]] for constant in candidates])
@@ -53,7 +56,8 @@ def round_within_limit(
         roundings = mode.round(floats.model, floats.units, allocate(losses, sizes, mean))
         found = floats.write_back(roundings)
         over = judged(trial)
-        left = 1.0 if steps.states else mode.tune(original, floats.model, roundings)
+        left = mode.tune(original, floats.model, roundings) if tunes else 1.0
+        tunes = left <= _WORTHWHILE
         if left < 1:
             found = floats.write_back(roundings)
             over = max(over * left, judged(trial))
