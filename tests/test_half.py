@@ -16,20 +16,26 @@ from graphopt.model import Model
 from graphopt.observe import Observer
 from graphopt.passes.half import Half
 from graphopt.passes.half.numbers import misfit, range_misfit
+from graphopt.passes.half.storage import _culprits
 from graphopt.runtime.session import op_counts, optimized_model
-from graphopt.samples import random_samples
+from graphopt.samples import Samples, open_samples, random_samples
 from graphopt.shapes import infer_shapes
 from graphopt.targets import get_target
 from tests.helpers import outputs_of, parse, random_feeds
 
 
 def compressed(
-    source: str | onnx.ModelProto, *, target: str = "cpu-avx2", samples: bool = True, **options: object
+    source: str | onnx.ModelProto,
+    *,
+    target: str = "cpu-avx2",
+    samples: bool = True,
+    drawn: Samples | None = None,
+    **options: object,
 ) -> tuple[onnx.ModelProto, onnx.ModelProto, PassReport]:
     """Return the model before and after the pass, and its report."""
     proto = parse(source) if isinstance(source, str) else source
     model = Model.from_proto(proto)
-    drawn = random_samples(model.interface, count=4) if samples else None
+    drawn = drawn or (random_samples(model.interface, count=4) if samples else None)
     context = Context(
         get_target(target),
         Evaluator(model, get_target(target), samples=drawn),
@@ -97,6 +103,42 @@ def test_storage_leaves_what_does_not_fit() -> None:
     assert reasons["shown"] == "it is a graph output"
     assert report.changed == 1
     assert "good_fp16" in {tensor.name for tensor in after.graph.initializer}
+
+
+CANCELLING = """
+cancelling (float[N, 8] x) => (float[N, 8] y)
+<float[8, 8] first, float[8, 8] plus, float[8, 8] minus, float[8, 8] second, float[8, 8] last>
+{
+    a = MatMul (x, first)
+    p = MatMul (a, plus)
+    m = MatMul (a, minus)
+    d = Sub (p, m)
+    b = MatMul (d, second)
+    y = MatMul (b, last)
+}
+"""
+
+
+def test_weights_that_break_the_limit_stay_float() -> None:
+    """The output is a small difference of large numbers: two weights are felt, three are not."""
+    rng = np.random.default_rng(0)
+    proto = parse(CANCELLING)
+    values = {info.name: rng.normal(size=(8, 8)) for info in proto.graph.value_info}
+    values["minus"] = values["plus"] + 1e-4 * rng.normal(size=(8, 8))
+    del proto.graph.value_info[:]
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in values.items()
+    )
+    feeds = [{"x": rng.normal(size=(3, 8)).astype(np.float32)} for _ in range(4)]
+    drawn = open_samples(feeds, Model.from_proto(proto).interface)
+    _, _, report = compressed(proto, drawn=drawn)
+    assert report.changed == 3
+    assert {skip.where for skip in report.skipped} == {"plus", "minus"}
+
+
+def test_where_each_half_holds_alone_the_second_one_stays() -> None:
+    assert _culprits([0, 1, 2, 3], lambda chosen: len(chosen) < 3) == [2, 3]
+    assert _culprits([0, 1, 2, 3], lambda chosen: 2 not in chosen) == [2]
 
 
 def test_storage_needs_an_opset_for_bf16_and_keeps_other_types() -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
+from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.half.convert import convert_graph
 from graphopt.passes.half.storage import store_weights
@@ -53,8 +54,14 @@ class Half(Pass):
         on_gpu = context.target.provider != "CPUExecutionProvider"
         wanted = self.compute if self.compute != "auto" else "graph" if on_gpu and self.type == "fp16" else "storage"
         if wanted == "storage":
-            return store_weights(model, self.type, self.min_bytes)
+            return store_weights(model, self.type, self.min_bytes, lambda stored: _holds(stored, context))
         if context.observer is None:
             reason = "where fp16 overflows is measured on samples: give some with --data, or take compute=storage"
             return PassReport(0, (Skip("model", reason),))
         return convert_graph(model, context.observer)
+
+
+def _holds(model: Model, context: Context) -> bool:
+    clean(model.graph)
+    drop = context.evaluator.drop(model)
+    return drop is None or drop.within(context.max_drop)
