@@ -33,8 +33,8 @@ from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.fold import Fold
 from graphopt.passes.prune import Prune
+from graphopt.passes.prune.channels.one_round import carry_out
 from graphopt.passes.prune.channels.plan import Plan, make_plan
-from graphopt.passes.prune.channels.structured import carry_out
 from graphopt.reader import load
 from graphopt.runtime.session import open_session
 from graphopt.runtime.timing import paired_ratio

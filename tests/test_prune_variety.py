@@ -19,8 +19,8 @@ def pictures(count: int, size: int = 16) -> Samples:
 
 
 def test_variants_follow_their_samples_and_stay_in_their_shares() -> None:
-    varied = list(Varied(pictures(8), shares=4, variants=2))
-    assert len(varied) == len(Varied(pictures(8), shares=4, variants=2)) == 24
+    varied = list(Varied(pictures(8), variants=2))
+    assert len(varied) == len(Varied(pictures(8), variants=2)) == 24
     for index, feeds in enumerate(varied):
         number = int(feeds["k"][0])
         assert number % 4 == index % 4
@@ -30,7 +30,7 @@ def test_variants_follow_their_samples_and_stay_in_their_shares() -> None:
 def test_variants_are_the_same_every_time_and_differ_from_each_other() -> None:
     noise = np.random.default_rng(0).normal(size=(4, 1, 24, 24)).astype(np.float32)
     samples = open_samples({"x": noise, "k": np.arange(4)}, model_of(PICTURES).interface)
-    varied = Varied(samples, shares=4, variants=2)
+    varied = Varied(samples, variants=2)
     first, again = ([feeds["x"] for feeds in varied] for _ in range(2))
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
     assert len({one.tobytes() for one in first}) == 12
@@ -38,11 +38,11 @@ def test_variants_are_the_same_every_time_and_differ_from_each_other() -> None:
 
 @pytest.mark.parametrize("size", [1, 8])
 def test_what_is_no_picture_has_no_variants(size: int) -> None:
-    assert len(list(Varied(pictures(3, size), shares=4))) == 3
+    assert len(list(Varied(pictures(3, size)))) == 3
 
 
 def test_a_number_of_samples_that_is_no_multiple_of_the_shares() -> None:
-    numbers = [int(feeds["k"][0]) for feeds in Varied(pictures(6), shares=4, variants=1)]
+    numbers = [int(feeds["k"][0]) for feeds in Varied(pictures(6), variants=1)]
     assert numbers == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 4, 5]
 
 
@@ -58,6 +58,6 @@ def test_cut_outs_keep_size_and_order_of_pixels() -> None:
 def test_large_pictures_have_fewer_variants() -> None:
     large = np.broadcast_to(np.float32(0), (8, 1, 1024, 1024))  # half of the pixels that are enough
     samples = open_samples({"x": large, "k": np.arange(8)}, model_of(PICTURES).interface)
-    assert len(Varied(samples, shares=4, variants=3)) == 16
-    assert len(Varied(samples.take(4), shares=4, variants=3)) == 16
-    assert len(Varied(samples.take(2), shares=4, variants=3)) == 8
+    assert len(Varied(samples, variants=3)) == 16
+    assert len(Varied(samples.take(4), variants=3)) == 16
+    assert len(Varied(samples.take(2), variants=3)) == 8

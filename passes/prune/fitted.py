@@ -24,12 +24,11 @@ from graphopt.passes.prune.regularize import judged_problem, problem_of
 from graphopt.passes.prune.scores import score_of
 from graphopt.passes.prune.search import Snapshot
 from graphopt.passes.prune.sites import Evidence, Site, evidence_of
-from graphopt.passes.prune.variety import Varied
+from graphopt.passes.prune.variety import SHARES, Varied
 from graphopt.walk import Walk
 
 _SAMPLES = 64  # that moments rest on
 _TRIAL_SAMPLES = 32  # that moments rest on in trials, and the comparison of layers
-_APART = 4  # every so many-th sample judges how far the others can be trusted
 _EVIDENCE = 64  # positions for each input of a layer, about
 
 
@@ -83,12 +82,12 @@ def fit_sites(
     assert context.samples is not None
     samples = context.samples.take(min(_SAMPLES, len(context.samples)))
     left_out = 0
-    varied = Varied(samples, shares=_APART)
+    varied = Varied(samples)
     with Walk(original, model, varied, context.progress) as walk:
         for stage in _in_stages(model, work):
             shared = [(site, ratio) for site, ratio in stage if len(site.layers) > 1]
             single = [(site, ratio) for site, ratio in stage if len(site.layers) == 1]
-            near = ([found] for found in walk.paired([Pair.same(site.layers[0]) for site, _ in single], apart=_APART))
+            near = ([found] for found in walk.paired([Pair.same(site.layers[0]) for site, _ in single], apart=SHARES))
             far = _moments(original, model, [site for site, _ in shared], varied, context)
             for part, stream in ((single, near), (shared, far)):
                 for (site, ratio), found in zip(part, stream, strict=True):
@@ -102,7 +101,7 @@ def _moments(
 ) -> Iterator[list[PairedMoments]]:
     """Yield the moments of each site's layers, wherever these are."""
     pairs = [Pair.same(layer) for site in sites for layer in site.layers]
-    stream = paired_moments(original, model, pairs, samples, apart=_APART, progress=context.progress)
+    stream = paired_moments(original, model, pairs, samples, apart=SHARES, progress=context.progress)
     return ([next(stream) for _ in site.layers] for site in sites)
 
 

@@ -37,9 +37,10 @@ class Prune(Pass):
     (pattern=channels) make it smaller and faster by themselves. Channels, heads, hidden units and whole residual
     branches go that the layers reading them can best do without (group OBS), as many of each as the model's outputs
     bear; channels between linear layers go in the coordinates that matter least. Then all layers are fitted front to
-    back, those of branches to what their shortcuts leave, and those of which fewer observations than inputs are seen
-    stay; at last weights are tuned together by gradients (`graphopt/gradients`), towards the outputs of the original.
-    More than half of a cost goes in several rounds.
+    back, those of branches to what their shortcuts leave; those of which fewer observations than inputs are seen are
+    only scaled, to vary as they did. More than a fifth of a cost goes in several such rounds. At last weights are tuned
+    together by gradients (`graphopt/gradients`), towards the outputs of the original. Samples that are pictures to be
+    classified count with versions that are changed towards other classes by the model's own gradients.
 
     The ratio of channels is one of the model as the pass finds it: what went before has left no trace, so that a second
     run takes the same fraction once more. Zeros are seen, and a second run finds as many as it wants.

@@ -19,6 +19,7 @@ from graphopt.samples import Feeds, Samples
 _ZOOM = 0.6, 0.95  # least and greatest part of height and width that a cut-out has
 _VARIANTS = 3  # of each sample, at most
 _PIXELS = 2**24  # of all pictures and variants together that are enough
+SHARES = 4  # of the samples, by turns; one of them judges what is fitted to the others
 _SMALLEST = 16  # height and width below which an input is no picture
 
 
@@ -42,14 +43,12 @@ class Varied:
 
     Args:
         samples: What there is.
-        shares: Into how many shares they will be split.
         variants: How many of each, at most.
         seed: Of the generator.
     """
 
-    def __init__(self, samples: Samples, *, shares: int, variants: int = _VARIANTS, seed: int = 0) -> None:
+    def __init__(self, samples: Samples, *, variants: int = _VARIANTS, seed: int = 0) -> None:
         self._samples = samples
-        self._shares = shares
         self._seed = seed
         pixels = len(samples) * pixels_of(next(iter(samples)))
         self._variants = min(variants, max(_PIXELS // pixels - 1, 0)) if pixels else 0
@@ -64,7 +63,7 @@ class Varied:
         block: list[Feeds] = []
         for feeds in self._samples:
             block.append(feeds)
-            if len(block) == self._shares:
+            if len(block) == SHARES:
                 yield from self._block(block, rng)
                 block = []
         yield from self._block(block, rng)
@@ -73,15 +72,16 @@ class Varied:
         yield from block
         for _ in range(self._variants):
             for feeds in block:
-                yield {name: enlarged(value, rng) if _is_picture(value) else value for name, value in feeds.items()}
+                yield {name: enlarged(value, rng) if is_picture(value) else value for name, value in feeds.items()}
 
 
 def pixels_of(feeds: Feeds) -> int:
     """Return how many pixels the pictures of a sample have, 0 without any."""
-    pictures = (value for value in feeds.values() if _is_picture(value))
+    pictures = (value for value in feeds.values() if is_picture(value))
     return sum(int(np.prod((len(value), *value.shape[2:]))) for value in pictures)
 
 
-def _is_picture(value: Any) -> bool:
+def is_picture(value: Any) -> bool:
+    """Whether a value is pictures: of a float type, [batch, channels, height, width], and not too small."""
     fits = isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim == 4
     return fits and min(value.shape[-2:]) >= _SMALLEST

@@ -25,13 +25,13 @@ from graphopt.layers import LinearLayer, linear_layers
 from graphopt.model import Model
 from graphopt.moments import Pair, PairedMoments
 from graphopt.passes.prune.channels.tracker import captured, label
-from graphopt.passes.prune.variety import Varied
+from graphopt.passes.prune.variety import SHARES, Varied
 from graphopt.progress import Progress
 from graphopt.samples import Samples
 from graphopt.shapes import shapes_for
 from graphopt.walk import Walk
 
-_APART = 4  # every so many-th sample judges how strongly weights are held to what they were
+_SCALE = 2.0  # by which a layer that is not fitted is scaled at most
 _ROWS = 1  # observations for each input of a layer; from fewer, such as pooled values, no fit holds for other samples
 
 
@@ -64,15 +64,16 @@ def reconstruct(
     shapes = shapes_for(pruned, next(iter(samples)))
     layers, skips = _fittable(pruned)
     fitted = 0
-    with Walk(original, pruned, Varied(samples, shares=_APART), progress) as walk:
+    with Walk(original, pruned, Varied(samples), progress) as walk:
         for layer in progress.track(layers, "reconstruct", len(layers)):
             site = _site(layer, pruned, shapes, shown)
             every = np.arange(layer.groups * layer.rows)
             pair = Pair(layer, site.target, rows.get(layer.node.outputs[0].name, every), site.besides)
-            (moments,) = walk.paired([pair], apart=_APART)
+            (moments,) = walk.paired([pair], apart=SHARES)
             if moments.count < _ROWS * layer.inputs:
                 seen = f"{moments.count} observations of its {layer.inputs} inputs"
-                skips.append(Skip(label(layer.node), f"the samples have {seen}: too few to fit it to"))
+                skips.append(Skip(label(layer.node), f"the samples have {seen}: it is not fitted, only scaled"))
+                _scale(site, moments)
                 continue
             _fit(site, moments)
             fitted += 1
@@ -157,17 +158,34 @@ def _needed(model: Model) -> set[int]:
 def _fit(site: Site, moments: PairedMoments) -> None:
     """Put the best weights and, where the layer has one, the best bias in their places."""
     fitted, unseen = moments.split or (None, None)
-    centred = site.bias is not None
-    parts = [None if part is None else _problem(part, centred=centred) for part in (moments, fitted, unseen)]
+    parts = [None if part is None else _problem(site, part) for part in (moments, fitted, unseen)]
     whole = parts[0]
     assert whole is not None
-    weight = judged_ridge(whole, parts[1], parts[2], site.layer.matrix())
+    _put(site, judged_ridge(whole, parts[1], parts[2], site.layer.matrix()), moments)
+
+
+def _scale(site: Site, moments: PairedMoments) -> None:
+    """Scale the weights so that what the layer gives varies as much as what it should give.
+
+    What layers before it no longer tell is missing in its inputs, so that they vary less than they did. Scores that are
+    too close to each other are wrong by more than their squared error tells.
+
+    Source: Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", arXiv:2211.08403.
+    """
+    problem, weight = _problem(site, moments), site.layer.matrix()
+    given = float(np.vdot(weight @ problem.second, weight))
+    if given > 0 and problem.energy.sum() > 0:
+        _put(site, weight * np.clip(np.sqrt(problem.energy.sum() / given), 1 / _SCALE, _SCALE), moments)
+
+
+def _put(site: Site, weight: np.ndarray, moments: PairedMoments) -> None:
+    """Give a layer its weights, [groups, rows, inputs], and the bias that takes up the means."""
     if site.bias is not None:
         wanted = moments.target_mean - np.einsum("grk,gk->gr", weight, moments.mean)
         site.bias.shift(wanted.ravel() - site.added)
     site.layer.node.inputs[1] = Constant(site.layer.weight.name, site.layer.stored(weight))
 
 
-def _problem(moments: PairedMoments, *, centred: bool) -> Problem:
-    seen = moments.centred if centred else moments
+def _problem(site: Site, moments: PairedMoments) -> Problem:
+    seen = moments.centred if site.bias is not None else moments
     return Problem(seen.second, seen.cross, seen.energy)

@@ -6,27 +6,23 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from graphopt.base import PassReport, Skip
 from graphopt.context import Context
 from graphopt.gradients.tuning import tune
 from graphopt.ir.clean import clean
 from graphopt.model import Model
-from graphopt.passes.prune.channels.branches import end_branches, fill_means
+from graphopt.passes.prune.channels.one_round import carry_out
 from graphopt.passes.prune.channels.plan import Plan, make_plan
-from graphopt.passes.prune.channels.reconstruction import reconstruct
-from graphopt.passes.prune.channels.removal import remove_classes, rows_left
-from graphopt.passes.prune.channels.rotation import turn
+from graphopt.passes.prune.imagined import imagining
 from graphopt.passes.prune.variety import Varied
 from graphopt.shapes import infer_shapes
 
 if TYPE_CHECKING:
     from graphopt.passes.prune.prune import Prune
 
-_TUNE = "prune/tune"
+_ROUND = 0.2  # of the cost that is left; no more goes before what stays has been fitted and ranked afresh
 _MOST = 0.7  # largest ratio that ratio=auto tries
-_HALVINGS = 4  # how finely it looks for the best
+_FINEST = 0.05  # of the cost that is left; ratio=auto looks no further
 
 
 def prune_channels(model: Model, context: Context, options: Prune) -> PassReport:
@@ -38,91 +34,91 @@ def prune_channels(model: Model, context: Context, options: Prune) -> PassReport
             are ranked by weights alone.
         options: `ratio`, `of`, `criterion`, `scope` and `reconstruct` count.
     """
+    context = imagining(model, context)
     plan = make_plan(model, context, options)
     if not plan.found.groups:
         return PassReport(0, (*plan.found.skips, Skip("model", "no channels of it can be removed")))
     if options.ratio == "auto":
         return _as_far_as_allowed(model, plan, context, options)
-    return _in_rounds(plan, model, options.ratio, context, options)
+    return in_rounds(plan, model, options.ratio, context, options)
 
 
-def _in_rounds(plan: Plan, model: Model, ratio: float, context: Context, options: Prune) -> PassReport:
-    """Remove a ratio in place, no more than half of the cost before what is left has been fitted and ranked afresh.
+def in_rounds(plan: Plan, model: Model, ratio: float, context: Context, options: Prune) -> PassReport:
+    """Remove a ratio in place, a part at a time; then tune all weights together towards the model of before.
+
+    Losses of single groups add up only while they are small: what a group is worth is found out anew once others have
+    gone and the rest has been fitted.
 
     Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference",
     arXiv:1611.06440, which alternates removal and repair.
-    """
-    rounds = max(1, math.ceil(math.log2(1 / (1 - ratio)) - 1e-9))
-    later = replace(options, layers="+".join(f"{name}=0" for name in options.stated_layers))  # they have had theirs
-    left, reports = 1.0, []
-    for index in range(rounds):
-        wanted = (1 - ratio) ** ((index + 1) / rounds)
-        if index:
-            clean(model.graph)
-            infer_shapes(model)
-            plan = make_plan(model, context, later)
-        if index and wanted >= left:
-            continue
-        reports.append(carry_out(plan, model, 1 - wanted / left, context, options))
-        left *= reports[-1].metrics[f"{options.of}_left"]
-    last = reports[-1]
-    totals = {"channels": sum(report.metrics["channels"] for report in reports), f"{options.of}_left": left}
-    return replace(last, changed=sum(report.changed for report in reports), metrics={**last.metrics, **totals})
-
-
-def carry_out(plan: Plan, model: Model, ratio: float, context: Context, options: Prune) -> PassReport:
-    """Remove a ratio in place.
 
     Args:
         plan: Of this model, or of one that it is a copy of.
         model: What is pruned.
         ratio: Fraction of the plan's costs that goes.
         context: Its samples are those that what stays is fitted to.
-        options: `of` and `reconstruct` count.
+        options: `of`, `layers` and `reconstruct` count.
     """
-    plan = plan.of(model)
-    gone = plan.gone(ratio)
-    pruned = {index for index, group in enumerate(plan.found.groups) if gone[group.classes].any()}
-    turn(model, plan.found, {index: matrix for index, matrix in plan.turns.items() if index in pruned})
     original = model.copy()
-    rows = rows_left(plan.found.uses, gone)
-    full = float(plan.costs.total(np.ones(len(plan.curves))))
-    left = np.array([1 - gone[group.classes].mean() for group in plan.found.groups])
-    metrics = {"channels": float(np.count_nonzero(gone)), f"{options.of}_left": float(plan.costs.total(left)) / full}
-    ended = end_branches(model, plan.found.uses, gone, rows)
-    cut = gone.copy()
-    for group in plan.found.groups:
-        cut[group.classes] &= not gone[group.classes].all()  # what ends as a whole is not cut; it leads to nothing now
-    changed = remove_classes(model, plan.found, cut) + len(ended)
-    infer_shapes(model)
-    skips = (*plan.found.skips, *plan.unknown)
-    if context.samples is not None:
-        fill_means(ended, original, rows, context.samples)
-    if changed and options.reconstruct and context.samples is not None:
-        refit = reconstruct(original, model, rows, context.samples, context.progress)
-        tuned, reason = tune(original, model, Varied(context.samples, shares=1), context.progress, context.rng(_TUNE))
-        skips = (*skips, *refit.skips, *([Skip("model", f"not tuned: {reason}")] if reason else []))
-        metrics |= {"fitted": refit.fitted, "tuned": tuned}
-    return PassReport(changed, skips, metrics)
+    rounds = max(1, math.ceil(math.log(1 - ratio) / math.log(1 - _ROUND) - 1e-9))
+    left, reports = 1.0, []
+    for index in range(rounds):
+        wanted = (1 - ratio) ** ((index + 1) / rounds)
+        if index and wanted >= left:
+            continue
+        if index:
+            plan = make_plan(model, context, _later(options))
+        reports.append(carry_out(plan, model, 1 - wanted / left, context, options))
+        left *= reports[-1].metrics[f"{options.of}_left"]
+        clean(model.graph)
+        infer_shapes(model)
+    return _tuned(original, model, _together(reports, left, options), context, options)
+
+
+def _later(options: Prune) -> Prune:
+    """Return the options of further rounds: layers that the user names have had theirs."""
+    return replace(options, layers="+".join(f"{name}=0" for name in options.stated_layers))
+
+
+def _together(reports: list[PassReport], left: float, options: Prune) -> PassReport:
+    """Return one report of all rounds: of places the last one's, of what has gone the sum."""
+    last = reports[-1]
+    totals = {"channels": sum(report.metrics["channels"] for report in reports), f"{options.of}_left": left}
+    return replace(last, changed=sum(report.changed for report in reports), metrics={**last.metrics, **totals})
+
+
+def _tuned(original: Model, model: Model, report: PassReport, context: Context, options: Prune) -> PassReport:
+    """Tune a pruned model in place by gradients, if it is to be fitted; return the report with that."""
+    if not report.changed or not options.reconstruct or context.samples is None:
+        return report
+    samples = Varied(context.samples)
+    tuned, reason = tune(original, model, samples, context.progress, context.rng("prune/tune"))
+    skips = (Skip("model", f"not tuned: {reason}"),) if reason else ()
+    return replace(report, skipped=(*report.skipped, *skips), metrics={**report.metrics, "tuned": tuned})
 
 
 def _as_far_as_allowed(model: Model, plan: Plan, context: Context, options: Prune) -> PassReport:
-    """Remove as much as its part of the limit on the loss allows, found by bisection over finished models."""
-    best: tuple[Model, PassReport] | None = None
-    low, high = 0.0, _MOST
-    for _ in range(_HALVINGS):
-        ratio = (low + high) / 2
-        candidate = model.copy()
-        report = carry_out(plan, candidate, ratio, context, options)
+    """Remove part after part, in place, while the loss stays within its part of the limit; then ever smaller parts."""
+    original, best, left = model.copy(), model.copy(), 1.0
+    reports: list[PassReport] = []
+    finished: tuple[Model, PassReport] | None = None
+    step = _ROUND
+    while step >= _FINEST and left > 1 - _MOST:
+        candidate = best.copy()
+        report = carry_out(plan, candidate, step, context, options)
         clean(candidate.graph)
-        drop = context.evaluator.drop(candidate)
-        if drop is not None and drop.within(options.budget * context.max_drop):
-            low, best = ratio, (candidate, report)
-        else:
-            high = ratio
-    if best is None:
-        return PassReport(
-            0, (*plan.found.skips, Skip("model", "no ratio that was tried keeps the loss within its limit"))
-        )
-    model.graph = best[0].graph
-    return best[1]
+        infer_shapes(candidate)
+        judged, rest = candidate.copy(), left * report.metrics[f"{options.of}_left"]
+        whole = _tuned(original, judged, _together([*reports, report], rest, options), context, options)
+        drop = context.evaluator.drop(judged)
+        if rest == left or drop is None or not drop.within(options.budget * context.max_drop):
+            step /= 2
+            continue
+        best, left, finished = candidate, rest, (judged, whole)
+        reports.append(report)
+        plan = make_plan(best, context, _later(options))
+    if finished is None:
+        why = Skip("model", "no ratio that was tried keeps the loss within its limit")
+        return PassReport(0, (*plan.found.skips, why))
+    model.graph = finished[0].graph
+    return finished[1]
