@@ -33,8 +33,9 @@ from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.fold import Fold
 from graphopt.passes.prune import Prune
-from graphopt.passes.prune.channels.one_round import carry_out
 from graphopt.passes.prune.channels.plan import Plan, make_plan
+from graphopt.passes.prune.channels.structured import in_rounds
+from graphopt.passes.prune.imagined import imagining
 from graphopt.reader import load
 from graphopt.runtime.session import open_session
 from graphopt.runtime.timing import paired_ratio
@@ -80,13 +81,16 @@ class Case:
     Attributes:
         path: Where the folded model lies.
         data: Where its samples lie.
+        context: Has the samples and what was imagined of them.
+        seconds: That it took to imagine them.
         plans: What our methods intend, as far as they have been asked, with the seconds that it took.
     """
 
     path: Path
     model: Model
     data: Path
-    samples: Samples
+    context: Context
+    seconds: float
     evaluator: Path | None
     plans: dict[str, tuple[Plan, float]] = field(default_factory=dict)
 
@@ -95,13 +99,14 @@ class Case:
         name = OURS if method == UNFITTED else method
         if name not in self.plans:
             start = time.process_time()
-            plan = make_plan(self.model, _context(self.model, self.samples), OPTIONS[name])
+            plan = make_plan(self.model, self.context, OPTIONS[name])
             self.plans[name] = plan, time.process_time() - start
         return self.plans[name]
 
     def macs(self, model: Model) -> int:
         """Return the multiply-accumulates of a version of the model on the first sample."""
-        found = figures(model, shapes_for(model, next(iter(self.samples)))).macs
+        assert self.context.samples is not None
+        found = figures(model, shapes_for(model, next(iter(self.context.samples)))).macs
         assert found is not None
         return found
 
@@ -154,7 +159,9 @@ def _folded(path: Path, data: Path, keep: Path, count: int, evaluator: Path | No
     before = keep / f"{path.stem}.before.json"
     if not before.exists():
         before.write_text(json.dumps(metric_of(evaluator, kept)))
-    return Case(kept, model, data, samples, evaluator)
+    start = time.process_time()
+    context = imagining(model, _context(model, samples))
+    return Case(kept, model, data, context, time.process_time() - start, evaluator)
 
 
 def _context(model: Model, samples: Samples) -> Context:
@@ -181,13 +188,13 @@ def _make(case: Case, keep: Path, ratio: float, method: str, peers: str) -> None
 
 
 def _pruned(case: Case, ratio: float, method: str) -> tuple[Model, float]:
-    """Return the pruned model, and the seconds of planning and carrying out."""
+    """Return the pruned model, and the seconds of imagining, planning and carrying out."""
     options = OPTIONS[method]
     plan, planned = case.plan(method)
     model, start = case.model.copy(), time.process_time()
-    carry_out(plan, model, ratio, _context(case.model, case.samples), options)
+    in_rounds(plan, model, ratio, case.context, options)
     clean(model.graph)
-    return model, planned + time.process_time() - start
+    return model, case.seconds + planned + time.process_time() - start
 
 
 @main.command()
