@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from graphopt.errors import ModelError
+from graphopt.gradients.objective import Objective
 from graphopt.ir.graph import constants
 from graphopt.model import Model
 from graphopt.passes.pack.rounding import Rounding
 from graphopt.passes.pack.sizemode import SizeMode
-from graphopt.passes.pack.tuning import parted, tune
+from graphopt.passes.pack.tuning import Tuning, parted, tune
 from graphopt.passes.pack.units import find_units
 from graphopt.pipeline import Pipeline
 from graphopt.progress import SilentProgress
@@ -60,8 +64,9 @@ def test_other_inputs_come_closer_too_and_codes_stay() -> None:
     samples, others = samples_for(model, 96), samples_for(model, 64, seed=6)
     copy, roundings = rounded(model, samples)
     before, codes = loss(copy, model, others), [item.coded.codes for item in roundings]
-    left = tune(model.copy(), copy, roundings, samples, SilentProgress())
-    assert left < 0.98
+    tuning = tune(model.copy(), copy, roundings, samples, SilentProgress())
+    assert tuning.left < 0.98
+    assert "tuned by gradients" in tuning.describe()
     assert loss(copy, model, others) < 0.97 * before
     for item, unchanged in zip(roundings, codes, strict=True):
         np.testing.assert_array_equal(item.coded.codes, unchanged)
@@ -74,18 +79,20 @@ def test_zeros_of_sparse_weights_stay() -> None:
     samples = samples_for(model, 64)
     copy, roundings = rounded(model, samples)
     zeros = [item.unit.constant.values == 0 for item in roundings]
-    assert tune(model.copy(), copy, roundings, samples, SilentProgress()) < 1
+    assert tune(model.copy(), copy, roundings, samples, SilentProgress()).left < 1
     for item, before in zip(roundings, zeros, strict=True):
         np.testing.assert_array_equal(item.unit.constant.values == 0, before)
 
 
-@pytest.mark.parametrize(("count", "opset"), [(31, 17), (64, 12)])
-def test_nothing_is_tuned_without_enough_samples_or_operators(count: int, opset: int) -> None:
+@pytest.mark.parametrize(("count", "opset", "reason"), [(31, 17, "31 samples"), (64, 12, "opset 13")])
+def test_nothing_is_tuned_without_enough_samples_or_operators(count: int, opset: int, reason: str) -> None:
     model = network(opset=opset)
     samples = samples_for(model, count)
     copy, roundings = rounded(model, samples)
     before = [item.unit.constant.values for item in roundings]
-    assert tune(model.copy(), copy, roundings, samples, SilentProgress()) == 1
+    tuning = tune(model.copy(), copy, roundings, samples, SilentProgress())
+    assert tuning.left == 1
+    assert reason in tuning.describe()
     for item, values in zip(roundings, before, strict=True):
         np.testing.assert_array_equal(item.unit.constant.values, values)
 
@@ -106,6 +113,26 @@ def test_automatic_bits_use_what_tuning_gains(monkeypatch: pytest.MonkeyPatch) -
     assert step.outcome == "accepted"
     assert step.drop is not None
     assert step.drop.value <= 0.01
-    monkeypatch.setattr(SizeMode, "tune", lambda *_: 1.0)
+    monkeypatch.setattr(SizeMode, "tune", lambda *_: Tuning(1.0))
     plain, _ = Pipeline.parse("pack:bits=auto:min-bytes=512").run(model, context)
     assert tuned.to_proto().ByteSize() <= plain.to_proto().ByteSize()
+
+
+def test_what_fails_leaves_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    samples = samples_for(model, 64)
+    copy, roundings = rounded(model, samples)
+    before = [item.unit.constant.values for item in roundings]
+    gradients, calls = Objective.gradients, list[int]()
+
+    def failing(objective: Objective, pairs: Any) -> list[np.ndarray]:
+        calls.append(0)
+        if len(calls) > 2:
+            raise ModelError("a sample has another shape")
+        return gradients(objective, pairs)
+
+    monkeypatch.setattr(Objective, "gradients", failing)
+    tuning = tune(model.copy(), copy, roundings, samples, SilentProgress())
+    assert (tuning.left, tuning.reason) == (1.0, "a sample has another shape")
+    for item, values in zip(roundings, before, strict=True):
+        np.testing.assert_array_equal(item.unit.constant.values, values)

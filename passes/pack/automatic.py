@@ -15,7 +15,7 @@ from graphopt.passes.pack.allocate import allocate, fewest_bits, predicted_bits
 from graphopt.passes.pack.floats import Floats, Rounded
 from graphopt.passes.pack.sensitivity import OutputLoss
 from graphopt.passes.pack.sizemode import SizeMode
-from graphopt.passes.pack.tuning import told
+from graphopt.passes.pack.tuning import Tuning
 
 _WORTHWHILE = 0.97  # of the error may be left by tuning; if it is more, further trials do without
 
@@ -40,15 +40,15 @@ def round_within_limit(
     steps = OutputLoss(model, context.samples)
     place = {id(constant): index for index, constant in enumerate(own)}
     sizes = [unit.coded for unit in Floats(model, candidates).units]
-    best: tuple[list[gs.Constant], dict[int, Rounded], float] | None = None
-    tunes = not steps.states
+    best: tuple[list[gs.Constant], dict[int, Rounded], Tuning] | None = None
+    untuned = Tuning(1.0, "its states make single steps tell too little") if steps.states else None
 
     def judged(trial: Model) -> float:
         over = _excess(context.evaluator.drop(trial), limit)
         return max(over, steps.worst(trial) / limit) if steps.states and limit > 0 else over
 
     def excess(mean: float) -> float:
-        nonlocal best, tunes
+        nonlocal best, untuned
         trial = model.copy()
         twins = constants(trial.graph)
         floats = Floats(trial, [twins[place[id(constant)]] for constant in candidates])
@@ -56,23 +56,24 @@ def round_within_limit(
         roundings = mode.round(floats.model, floats.units, allocate(losses, sizes, mean))
         found = floats.write_back(roundings)
         over = judged(trial)
-        left = mode.tune(original, floats.model, roundings) if tunes else 1.0
-        tunes = left <= _WORTHWHILE
-        if left < 1:
+        tuning = untuned or mode.tune(original, floats.model, roundings)
+        if tuning.left < 1:
             found = floats.write_back(roundings)
-            over = max(over * left, judged(trial))
+            over = max(over * tuning.left, judged(trial))
+        if tuning.left > _WORTHWHILE:
+            untuned = Tuning(1.0, tuning.reason or f"it left {tuning.left:.0%} of an earlier trial's error")
         if over <= 1:
-            best = twins, found, left
+            best = twins, found, tuning
         return over
 
     mean = fewest_bits(excess, predicted_bits(losses, sizes, limit))
     if mean is None or best is None:
         return {}, f"rounding does not hold the limit of {limit:.2%}, not even to 8 bits"
-    twins, found, left = best
+    twins, found, tuned = best
     handed = ", ".join(f"{output} handed on as {name}" for name, output in steps.states.items())
     note = f"{mean:g} bits a weight on average hold the limit of {limit:.2%}"
     note += f", with {handed} over several steps" if handed else ""
-    return _taken_over(own, twins, found), f"{note}; {told(left)}" if left < 1 else note
+    return _taken_over(own, twins, found), f"{note}; {tuned.describe()}"
 
 
 def _excess(drop: Drop | None, limit: float) -> float:

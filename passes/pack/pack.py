@@ -22,7 +22,6 @@ from graphopt.passes.pack.loading import compare_loading, describe
 from graphopt.passes.pack.sizemode import SizeMode
 from graphopt.passes.pack.sizes import constant_bytes
 from graphopt.passes.pack.storage import Store
-from graphopt.passes.pack.tuning import told
 from graphopt.passes.pack.unfit import constant_nodes, unfit_constants
 from graphopt.passes.pack.unpack import unpack
 from graphopt.runtime.session import CPU, available_providers, op_counts, optimized_model
@@ -203,8 +202,7 @@ class _Run:
             return found
         bits, original = allocate(losses, [unit.coded for unit in units], wanted), floats.model.copy()
         roundings = mode.round(floats.model, units, bits)
-        left = mode.tune(original, floats.model, roundings)
-        self._notes += [told(left)] if left < 1 else []
+        self._notes.append(mode.tune(original, floats.model, roundings).describe())
         return floats.write_back(roundings)
 
     def _raise_ir_version(self) -> None:

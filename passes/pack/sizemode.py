@@ -15,7 +15,7 @@ from graphopt.passes.pack.allocate import MEASURED
 from graphopt.passes.pack.rounding import Rounding, stored_bias
 from graphopt.passes.pack.sensitivity import OutputLoss
 from graphopt.passes.pack.shrink import Coded, shrink
-from graphopt.passes.pack.tuning import tune
+from graphopt.passes.pack.tuning import Tuning, tune
 from graphopt.passes.pack.units import Unit
 from graphopt.progress import Progress
 from graphopt.samples import Samples
@@ -67,15 +67,16 @@ class SizeMode:
             found.append(_rounded(units[index], moments, bits[index], find_bias(moments.layer, shown)))
         return found
 
-    def tune(self, original: Model, rounded: Model, roundings: Sequence[Rounding]) -> float:
-        """Tune what has become of a model, see `passes/pack/tuning.py`; return the part of its error that is left.
+    def tune(self, original: Model, rounded: Model, roundings: Sequence[Rounding]) -> Tuning:
+        """Tune what has become of a model, in place, see `passes/pack/tuning.py`.
 
         Args:
             original: As it was before it was rounded.
-            rounded: What has become of it; changed in place.
+            rounded: What has become of it.
             roundings: Its weights.
         """
-        return 1.0 if self._samples is None else tune(original, rounded, roundings, self._samples, self._progress)
+        assert self._samples is not None
+        return tune(original, rounded, roundings, self._samples, self._progress)
 
     def losses(self, model: Model, units: Sequence[Unit]) -> list[float]:
         """Return for each weight what the outputs lose when it alone is rounded to 4 bits; the model stays as it is."""

@@ -22,6 +22,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.cut import Side
+from graphopt.errors import ModelError
 from graphopt.gradients.adam import Adam
 from graphopt.gradients.backward import OPSET
 from graphopt.gradients.examples import Results, both, fetched, results, spreads, targets, usable
@@ -46,7 +47,28 @@ _TINY = 1e-30
 Pair = tuple[Results, Results]
 
 
-def tune(original: Model, rounded: Model, roundings: Sequence[Rounding], samples: Samples, progress: Progress) -> float:
+@dataclass(frozen=True)
+class Tuning:
+    """What tuning did.
+
+    Attributes:
+        left: Squared error on the samples that were kept back, over what it was before; 1 if nothing was tuned.
+        reason: Why nothing was tuned, or an empty text.
+    """
+
+    left: float
+    reason: str = ""
+
+    def describe(self) -> str:
+        """Return it in words."""
+        if self.left < 1:
+            return f"tuned by gradients, which leaves {self.left:.0%} of the squared error on samples kept back"
+        return f"not tuned by gradients: {self.reason}"
+
+
+def tune(
+    original: Model, rounded: Model, roundings: Sequence[Rounding], samples: Samples, progress: Progress
+) -> Tuning:
     """Tune the levels and scales of a rounded model, in place.
 
     Args:
@@ -55,35 +77,39 @@ def tune(original: Model, rounded: Model, roundings: Sequence[Rounding], samples
         roundings: Its weights that were rounded; those of integer weights stay.
         samples: What both run on.
         progress: Where it reports.
-
-    Returns:
-        The squared error on the samples that were kept back, over what it was before; 1 if nothing was tuned.
     """
     mine = [item for item in roundings if item.unit.scale is None and len(item.unit.constant.outputs) == 1]
     size = sum(item.unit.size for item in mine)
-    if rounded.graph.opset < OPSET or len(samples) < _LEAST_SAMPLES or not 0 < size <= _MOST_WEIGHTS:
-        return 1.0
+    if len(samples) < _LEAST_SAMPLES:
+        return Tuning(1.0, f"there are {len(samples)} samples, and {_LEAST_SAMPLES} are needed")
+    if rounded.graph.opset < OPSET or not 0 < size <= _MOST_WEIGHTS:
+        return Tuning(1.0, f"it takes 1 to {_MOST_WEIGHTS} float weights ({size} found) and opset {OPSET} or later")
     for model in (original, rounded):
         infer_shapes(model)
+    try:
+        return _tuned(original, rounded, mine, samples, progress)
+    except ModelError as error:
+        return Tuning(1.0, str(error))
+
+
+def _tuned(
+    original: Model, rounded: Model, roundings: Sequence[Rounding], samples: Samples, progress: Progress
+) -> Tuning:
     names = [*dict.fromkeys([*targets(rounded), *_stations(rounded)])]
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         teacher = Side(original).between(0, len(original.graph.nodes), names)
         aims = results(teacher, samples, Shelf(Path(folder)))
         pairs = [pair for pair in zip(list(samples), aims, strict=True) if usable(*pair)]
         if not names or len(pairs) < _LEAST_SAMPLES:
-            return 1.0
+            return Tuning(1.0, "too few outputs are finite floats")
         student = Side(rounded).between(0, len(rounded.graph.nodes), names)
-        weights = {item.unit.name: item for item in mine}
+        weights = {item.unit.name: item for item in roundings}
         objective = Objective(student, weights.keys(), spreads(pairs, names), fetched(pairs[0][0]))
         books = [_Book(constant, weights[constant.name]) for constant in objective.weights]
         if not books:
-            return 1.0
-        return _descend(objective, books, *parted(pairs, names[0]), progress)
-
-
-def told(left: float) -> str:
-    """Return what `tune` has found, in words."""
-    return f"tuned by gradients, which leaves {left:.0%} of the squared error on samples that were kept back"
+            return Tuning(1.0, f"no gradients lead through {', '.join(objective.stops[:3]) or 'the graph'}")
+        left = _descend(objective, books, *parted(pairs, names[0]), progress)
+    return Tuning(left, "" if left < 1 else "it helps none of the samples that were kept back")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,18 +157,20 @@ def _descend(
     sizes = [max(float(np.sqrt(np.mean(np.square(value)))), _TINY) for value in start]
     present = best = [value / size for value, size in zip(start, sizes, strict=True)]
     adam = Adam(present)
-    before = least = objective.error(map(both, kept))
     steps = math.ceil(len(used) / _BATCH)
-    for step in progress.track(range(_ROUNDS * steps), "tune", _ROUNDS * steps):
-        chosen = used[step % steps :: steps]
-        gradients = objective.gradients(map(both, chosen))
-        slopes = [slope for book, gradient in zip(books, gradients, strict=True) for slope in book.slopes(gradient)]
-        scaled = [slope * (size / len(chosen)) for slope, size in zip(slopes, sizes, strict=True)]
-        present = adam.step(present, scaled, _rate(step, _ROUNDS * steps))
-        _put(books, present, sizes)
-        if (step + 1) % steps == 0 and (error := objective.error(map(both, kept))) < least:
-            least, best = error, present
-    _put(books, best, sizes)
+    try:
+        before = least = objective.error(map(both, kept))
+        for step in progress.track(range(_ROUNDS * steps), "tune", _ROUNDS * steps):
+            chosen = used[step % steps :: steps]
+            gradients = objective.gradients(map(both, chosen))
+            slopes = [slope for book, gradient in zip(books, gradients, strict=True) for slope in book.slopes(gradient)]
+            scaled = [slope * (size / len(chosen)) for slope, size in zip(slopes, sizes, strict=True)]
+            present = adam.step(present, scaled, _rate(step, _ROUNDS * steps))
+            _put(books, present, sizes)
+            if (step + 1) % steps == 0 and (error := objective.error(map(both, kept))) < least:
+                least, best = error, present
+    finally:
+        _put(books, best, sizes)
     return least / before if before > 0 else 1.0
 
 
