@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
+from graphopt.errors import ModelError
 from graphopt.gradients import add_gradients
 from graphopt.gradients.tape import Tape
 from graphopt.ir.graph import constants
@@ -168,6 +169,12 @@ def test_nothing_is_said_of_what_lies_before_an_unknown_operator() -> None:
     found = add_gradients(tape, [(output, tape.const(np.ones((2, 3), np.float32)))], weights)
     assert set(found.of) == {"v2"}
     assert len(found.stops) == 2  # the operator, and what leads to it
+
+
+def test_a_shape_that_nothing_tells_is_said() -> None:
+    model = model_of("m (float[2,5] x) => (float[2,3] y) { y = MatMul(x, w) }", w=random(5, 3))
+    with pytest.raises(ModelError, match="the shape of 'y'"):
+        Tape(model.graph, {}).shape(model.graph.outputs[0])
 
 
 def test_sizes_may_differ_from_sample_to_sample() -> None:

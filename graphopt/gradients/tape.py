@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphopt.errors import ModelError
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 
@@ -51,8 +52,16 @@ class Tape:
         return found
 
     def shape(self, tensor: gs.Tensor) -> tuple[int, ...]:
-        """Return the shape of a tensor of the graph on the sample."""
-        return tuple(tensor.shape) if isinstance(tensor, gs.Constant) else self.shapes[tensor.name]
+        """Return the shape of a tensor of the graph on the sample.
+
+        Raises:
+            ModelError: It cannot be inferred.
+        """
+        if isinstance(tensor, gs.Constant):
+            return tuple(tensor.shape)
+        if tensor.name not in self.shapes:
+            raise ModelError(f"the shape of '{tensor.name}', which its gradient needs, is not known from the inputs")
+        return self.shapes[tensor.name]
 
     def like(self, gradient: gs.Tensor, tensor: gs.Tensor) -> gs.Variable:
         """Return a gradient in the shape of a tensor of as many elements."""
