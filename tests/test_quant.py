@@ -315,6 +315,25 @@ def test_the_limit_decides_how_much_is_quantized() -> None:
     assert tight.report.drop.value == 0
 
 
+UP = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 16, 12, 12] x) => (float[N, 16, 24, 24] y)
+<float[32, 16, 3, 3] w, float[32, 16, 2, 2] v>
+{
+  h = Conv <pads = [1, 1, 1, 1]> (x, w)
+  y = ConvTranspose <strides = [2, 2]> (h, v)
+}
+"""
+
+
+@pytest.mark.parametrize(("spec", "stored"), [("quant", True), ("quant:mode=static", False)])
+def test_weights_that_stay_float_are_stored_in_8_bits(spec: str, stored: bool) -> None:
+    """One of two large weights has an integer kernel. Who asks for a form gets that form and nothing else."""
+    step = quantize(build(UP), spec, feeds((1, 16, 12, 12))).report.steps[-1]
+    assert step.outcome == "accepted"
+    assert any("stored in 8 bits and decoded at load: 1" in note for note in step.report.notes) == stored
+
+
 TABLE = """
 <ir_version: 8, opset_import: ["" : 17]>
 g (int64[N] x) => (float[N, 256] y)

@@ -470,8 +470,8 @@ def test_timing_ends_once_the_interval_is_narrow_and_every_feed_was_seen_in_both
 
 
 def test_a_race_ends_once_runs_get_no_quicker_and_goes_on_while_they_do(clock: Clock) -> None:
-    a, b, _ = workers(clock, lambda *_: 0.001, lambda *_: 0.0005)
-    assert quickest_ratio(lambda: a, lambda: b, FEEDS).pairs == 3 * (5 + 5 + 2 + 2)
+    a, b, _ = workers(clock, lambda *_: 0.004, lambda *_: 0.002)
+    assert quickest_ratio(lambda: a, lambda: b, FEEDS, seconds=1.0).pairs == 3 * (5 + 5 + 6 + 6)
     a, b, _ = workers(clock, lambda now, _: 0.001 / (1 + now), lambda *_: 0.0005)
     assert quickest_ratio(lambda: a, lambda: b, FEEDS).pairs > 84
 

@@ -17,7 +17,9 @@ from graphopt.model import Model
 from graphopt.passes.quant import Quant
 from graphopt.passes.quant.weight_decoder import packed_codes
 from graphopt.passes.quant.weight_forms import kernel_block
+from graphopt.passes.quant.weight_only import store_others
 from graphopt.passes.quant.weight_sites import Weight, find_weights
+from graphopt.progress import SilentProgress
 from graphopt.runtime.session import op_counts, optimized_model
 from graphopt.samples import random_samples
 from graphopt.shapes import infer_shapes
@@ -132,6 +134,22 @@ def test_matrices_run_in_their_kernels(bits: int) -> None:
     for block in (0, 16, 32):
         result, _ = compressed(filled(text), bits=bits, block=block, form="qdq")
         assert nodes(result) == Counter({"com.microsoft:MatMulNBits": 1})
+
+
+@pytest.mark.parametrize(("exclude", "count"), [((), 4), (("Gemm",), 3)])
+def test_what_stays_float_is_stored_in_8_bits_and_runs_as_before(exclude: tuple[str, ...], count: int) -> None:
+    before = filled(LAYERS)
+    model = Model.from_proto(before)
+    bytes_before = model.weight_bytes
+    assert store_others(model.copy(), None, SilentProgress(), exclude, worth=0.8) == 0
+    samples = random_samples(model.interface, count=3)
+    assert store_others(model, samples, SilentProgress(), exclude) == count
+    assert op_counts(optimized_model(model)) == op_counts(optimized_model(before))
+    assert ("last" in {item.name for item in model.to_proto().graph.initializer}) == bool(exclude)
+    assert model.weight_bytes < (0.7 if exclude else 0.45) * bytes_before
+    feeds = random_feeds(before, seed=3, sizes={"N": 3})
+    wanted, found = outputs_of(before, feeds)["y"], outputs_of(model.to_proto(), feeds)["y"]
+    assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
 
 
 def test_fitting_beats_rounding() -> None:

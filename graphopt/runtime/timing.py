@@ -40,6 +40,7 @@ _ROUNDS, _FEWEST_ROUNDS = 3, 2  # openings of both sessions; fewer once the time
 _PLACEMENT = 0.02  # how much two sessions of the same ordinary model differ
 _NARROW = _PLACEMENT  # width of an interval, over the median, that is narrow enough
 _AGAIN = 2  # runs on each feed, at least, of a race in another opening than the first
+_BRIEF = 0.04  # seconds that an opening races at least: what breaks in may last longer than a few quick runs
 _SETTLED = 0.005  # gain of a few more runs on each feed that is not worth waiting for
 _SHORTEST = 5e-4  # seconds; quicker runs are timed several at once, so that the clock and Python do not matter
 
@@ -226,15 +227,15 @@ def _quickest(
         sessions: Two.
         feeds: Inputs.
         best: Nanoseconds of the quickest run by session and feed; brought up to date.
-        few: Runs on each feed, at least, and those among which none is quicker at the end.
+        few: Runs on each feed, at least, and those among which none is quicker at the end; quick models run more often.
         until: When to end.
     """
     longest = max(_warm_up(session, feeds[:1], until) for session in sessions)
     repeats = max(1, math.ceil(_SHORTEST / longest))
-    count, known = 0, math.inf
+    count, known, least = 0, math.inf, min(time.perf_counter() + _BRIEF, until)
     with _no_garbage_collection():
         while count < few or (count < _MOST and time.perf_counter() < until):
-            if count % few == 0:
+            if count % few == 0 and time.perf_counter() >= least:
                 before, known = known, sum(map(sum, best))
                 if count and known >= before * (1 - _SETTLED):
                     break

@@ -15,7 +15,7 @@ from graphopt.passes.quant.accounting import account, summary
 from graphopt.passes.quant.calibrate import Calibration, calibrate
 from graphopt.passes.quant.errors import OutputError, hardest
 from graphopt.passes.quant.frames import as_products
-from graphopt.passes.quant.judged import Judged
+from graphopt.passes.quant.judged import WORTH, Judged
 from graphopt.passes.quant.opset import AT_RUN_TIME, PER_CHANNEL, PER_TENSOR, raised
 from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.placement import joinable
@@ -25,6 +25,7 @@ from graphopt.passes.quant.sites import DynamicSite, find_sites
 from graphopt.passes.quant.tables import untying
 from graphopt.passes.quant.units import Unit, find_units, name_of
 from graphopt.passes.quant.verdict import why_not
+from graphopt.passes.quant.weight_only import store_others
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.samples import Samples
 from graphopt.shapes import infer_shapes
@@ -61,16 +62,15 @@ class Run:
         workshop = self._workshop()
         plans = make_plans(self._options, workshop.units, workshop.sites)
         if not plans:
-            return self._nothing(self._why_no_plan(workshop.model))
+            return self._without_integers(self._why_no_plan(workshop.model))
         search = self._search(workshop)
         best, judged = search.best(plans)
         if best is None or best.candidate.changed == 0:
-            return self._nothing(why_not(judged, search, self._context.target.name))
+            return self._without_integers(why_not(judged, search, self._context.target.name))
         if self._raised:
             self._notes.append(self._raised)
         self._explain(workshop, best)
-        self._model.graph = best.candidate.model.graph
-        self._model.residue = best.candidate.model.residue
+        self._take(self._with_others_stored(best.candidate.model)[0])
         if self._framed:
             self._notes.append(f"convolutions over a few frames that became matrix products: {self._framed}")
         audit = best.candidate.audit
@@ -84,6 +84,37 @@ class Run:
         }
         fates = self._fates(best)
         return PassReport(best.candidate.changed, tuple(self._skipped), metrics, tuple(self._notes), fates)
+
+    def _without_integers(self, why: str) -> PassReport:
+        """Where no node becomes integers store weights in 8 bits at least."""
+        result, count = self._with_others_stored(self._model)
+        if not count:
+            return PassReport(0, tuple(self._skipped), notes=(*self._notes, f"{why}; left as it was"))
+        self._take(result)
+        return PassReport(count, tuple(self._skipped), {"weights of 8 bits": float(count)}, (why, *self._notes))
+
+    def _take(self, result: Model) -> None:
+        self._model.graph, self._model.residue = result.graph, result.residue
+
+    def _with_others_stored(self, known: Model) -> tuple[Model, int]:
+        """Return a model with what stayed float stored in 8 bits, where that is worth it and holds the limit.
+
+        Returns:
+            The model, and how many weights these are; the model as it was if there are none.
+        """
+        context = self._context
+        if self._options.mode != "auto" or not context.target.fuses_in_onnxruntime:
+            return known, 0
+        model = known.copy()
+        count = store_others(model, context.samples, context.progress, self._options.exclude, worth=WORTH)
+        if not count:
+            return known, 0
+        drop = self._drop(model, self._drawn() if context.samples is None else None)
+        if drop is not None and not drop.within(context.max_drop):
+            self._notes.append(f"weights that stay float are not stored in 8 bits: that loses {drop.value:.2%}")
+            return known, 0
+        self._notes.append(f"weights that stay float are stored in 8 bits and decoded at load: {count}")
+        return model, count
 
     def _fates(self, best: Judged) -> tuple[Fate, ...]:
         """Tell what became of every conversion, and note how many became what."""
@@ -238,6 +269,3 @@ class Run:
             self._notes.append(f"channels that reach far were divided, weights behind multiplied: {smoothed} tensors")
         timed = f"{best.latency.median:.2f} x the time" if best.latency is not None else "time not measured here"
         self._notes.append(f"{best.candidate.plan.label}: {timed}")
-
-    def _nothing(self, why: str) -> PassReport:
-        return PassReport(0, tuple(self._skipped), notes=(*self._notes, f"{why}; left as it was"))

@@ -29,6 +29,7 @@ _ROOT = 0.5  # least power of the error that a loss is taken to grow with
 _FAR = 3.0  # times the limit: a loss that is likely to be more is not measured; counts of few samples jump
 _FELT = EQUAL / 2  # of the float model's time; a plan that should gain less than that is not tried
 _EASED = 1.6  # times the error that held the limit may hold it as well; so much more is tried
+_NEAR = 1.1  # times that error is not worth another trial
 
 
 @dataclass(frozen=True)
@@ -198,26 +199,25 @@ class Search:
         balance = replace(self._balance(failed.candidate, harms), wanted=True)
         whole = sum(harms.values())
         held: Judged | None = None
-        allowed, known_bad, power = whole, whole, 1.0
+        allowed, good, known_bad, power = whole, 0.0, whole, 1.0
         last = failed
         for _ in range(_TRIES):
             if held is None:
                 before, loss = allowed, max(last.loss, 1e-12)
                 allowed *= min((_AIM * self.limit / loss) ** (1 / power), 0.9)
             else:
-                allowed = min(allowed * _EASED, (allowed + known_bad) / 2)
+                allowed = min(good * _EASED, (good + known_bad) / 2)
             plan = balance.within(allowed)
-            if held is not None and plan == held.candidate.plan:
+            if held is not None and (plan == held.candidate.plan or allowed < good * _NEAR):
                 break
             last = self._without(failed, plan, harms)
             if not last.candidate.changed:
                 break
             if self._holds(last.drop):
-                held = last
-            else:
-                known_bad = allowed
-                if held is not None:
-                    break
+                held, good = last, allowed
+                continue
+            known_bad = allowed
+            if held is None:
                 power = float(np.clip(np.log(max(last.loss, 1e-12) / loss) / np.log(allowed / before), _ROOT, 1.0))
         if held is None:
             return failed

@@ -19,6 +19,8 @@ from graphopt.base import PassReport, Skip
 from graphopt.biases import find_bias
 from graphopt.compensate import Integers, fit_integers
 from graphopt.context import Context
+from graphopt.ir.clean import clean
+from graphopt.ir.graph import payload_bytes
 from graphopt.model import Model
 from graphopt.moments import LayerMoments
 from graphopt.passes.quant.units import name_of
@@ -26,11 +28,13 @@ from graphopt.passes.quant.weight_forms import SLICES, Format, Writer, refusal
 from graphopt.passes.quant.weight_sites import Weight, find_weights
 from graphopt.progress import Progress
 from graphopt.samples import Samples
+from graphopt.shapes import infer_shapes
 from graphopt.staged import staged_moments
 
 _STAGES = 8  # times that moments are taken anew on the compressed prefix
 _SAMPLES = 64  # that moments rest on; more cost time and hardly change them
 _SECONDS = 1.0  # to time a form
+_BLOCK, _FEW = 32, 16  # inputs that share a scale, and samples, where weights are only stored
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,33 @@ def quantize_weights(model: Model, context: Context, options: WeightOptions) -> 
     return PassReport(len(kept), tuple(skipped), metrics, tuple(notes))
 
 
+def store_others(
+    model: Model, samples: Samples | None, progress: Progress, exclude: Sequence[str], *, worth: float = 0.0
+) -> int:
+    """Store the weights that are still floats in 8 bits, in blocks, decoded at load: their nodes run as before.
+
+    Args:
+        model: Edited in place and cleaned up.
+        samples: What weights are fitted on; None: they are rounded to nearest.
+        progress: Where the fit reports.
+        exclude: As in `WeightOptions`.
+        worth: Part of the weights' bytes that must be saved, or nothing is done.
+
+    Returns:
+        How many there are.
+    """
+    options = WeightOptions(8, _BLOCK if model.opset >= SLICES else 0, True, "load", tuple(exclude))
+    weights = [weight for weight in find_weights(model)[0] if not _is_excluded(weight, options.exclude)]
+    saved = 3 * sum(payload_bytes(weight.constant) for weight in weights) // 4
+    if not weights or saved < worth * model.weight_bytes:
+        return 0
+    infer_shapes(model)
+    few = None if samples is None or model.opset < SLICES else samples.take(min(_FEW, len(samples)))
+    _write(model, weights, fitted(model, weights, few, options, progress, stages=1), options.bits, "load")
+    clean(model.graph)
+    return len(weights)
+
+
 def _samples(model: Model, context: Context) -> tuple[Samples | None, list[str]]:
     """Return the samples that weights are fitted on, or None and why there are none."""
     if context.samples is None:
@@ -81,7 +112,13 @@ def _samples(model: Model, context: Context) -> tuple[Samples | None, list[str]]
 
 
 def fitted(
-    model: Model, weights: Sequence[Weight], samples: Samples | None, options: WeightOptions, progress: Progress
+    model: Model,
+    weights: Sequence[Weight],
+    samples: Samples | None,
+    options: WeightOptions,
+    progress: Progress,
+    *,
+    stages: int = _STAGES,
 ) -> list[Integers]:
     """Round the weights in place and return their integers.
 
@@ -99,7 +136,7 @@ def fitted(
     if samples is not None and layers:
         order = [weight.layer for weight in layers.values() if weight.layer is not None]
         shown = {id(tensor) for tensor in model.graph.outputs}
-        for moments in staged_moments(model, order, samples, stages=_STAGES, progress=progress):
+        for moments in staged_moments(model, order, samples, stages=stages, progress=progress):
             weight = layers[id(moments.layer.node)]
             found[id(weight)] = _fit_layer(weight, moments, shown, options)
     return [found[id(weight)] for weight in weights]
