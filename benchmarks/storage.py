@@ -1,10 +1,11 @@
 """Pack the models of a folder in several modes and tabulate size, load time, latency and metric.
 
     python -m benchmarks.storage FOLDER [--only GLOB] [--mode SPEC]... [--max-drop 1%] [--add JSON]... [--json FILE]
-        [--keep FOLDER] [--markdown FILE]
+        [--against FOLDER] [--keep FOLDER] [--markdown FILE]
 
 Layout of FOLDER as for `benchmarks.zoo`. `--add` puts results of earlier runs into the table, so that one model can be
-measured at a time. Load time and peak memory are those of a fresh process that imports only onnxruntime and opens the
+measured at a time. `--against` compares with the models of another folder, of which those of FOLDER were made: what one
+command has pruned, the next one packs, each within a limit of its own. Load time and peak memory are those of a fresh process that imports only onnxruntime and opens the
 file; the latency ratio is graphopt's own, paired. The column of zstd compares what is left of both files at level 19.
 That of integer kernels counts them in the graph that ONNX Runtime runs: of the result with plain weights, and of the
 result. That of packing is wall time and peak memory of the command.
@@ -18,14 +19,14 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 import zstandard
 
 from benchmarks.process import measure
-from benchmarks.zoo import Row, compress
+from benchmarks.zoo import Row, compress, find_evaluator, metric_of
 from graphopt.passes.pack.unpack import unpack
 from graphopt.reader import load
 from graphopt.runtime.session import op_counts, optimized_model
@@ -103,6 +104,7 @@ class Result:
 @click.option("--max-drop", default="1%", show_default=True)
 @click.option("--add", "earlier", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep the results here.")
+@click.option("--against", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
 def main(
@@ -113,6 +115,7 @@ def main(
     max_drop: str,
     earlier: tuple[Path, ...],
     keep: Path | None,
+    against: Path | None,
     json_file: Path | None,
     markdown: Path | None,
 ) -> None:
@@ -125,8 +128,12 @@ def main(
         for model in sorted((folder / "models").glob("*.onnx")):
             if fnmatch.fnmatch(model.stem, only):
                 for mode in modes:
-                    row = compress(folder, model, target, mode, max_drop, evaluators.get(model.stem))
-                    results.append(measured(mode, row, model, target / model.name))
+                    evaluator = evaluators.get(model.stem)
+                    row, first = compress(folder, model, target, mode, max_drop, evaluator), model
+                    if against is not None:
+                        first = against / "models" / model.name
+                        row = beside(row, first, find_evaluator(folder, model.stem, evaluator))
+                    results.append(measured(mode, row, first, target / model.name))
                     click.echo(line(results[-1]), err=True)
     table = render(results, max_drop)
     click.echo(table)
@@ -150,6 +157,11 @@ def read(path: Path) -> list[Result]:
         )
         for item in json.loads(path.read_text())
     ]
+
+
+def beside(row: Row, first: Path, evaluator: Path | None) -> Row:
+    """Return a row with the bytes and the metric of another input."""
+    return replace(row, before_bytes=first.stat().st_size, metric_before=metric_of(evaluator, first))
 
 
 def measured(mode: str, row: Row, model: Path, output: Path) -> Result:
