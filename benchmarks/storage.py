@@ -5,10 +5,11 @@
 
 Layout of FOLDER as for `benchmarks.zoo`. `--add` puts results of earlier runs into the table, so that one model can be
 measured at a time. `--against` compares with the models of another folder, of which those of FOLDER were made: what one
-command has pruned, the next one packs, each within a limit of its own. Load time and peak memory are those of a fresh process that imports only onnxruntime and opens the
-file; the latency ratio is graphopt's own, paired. The column of zstd compares what is left of both files at level 19.
-That of integer kernels counts them in the graph that ONNX Runtime runs: of the result with plain weights, and of the
-result. That of packing is wall time and peak memory of the command.
+command has pruned, the next one packs, each within a limit of its own. Load time and peak memory are those of a fresh
+process that imports only onnxruntime and opens the file; the latency ratio is graphopt's own, paired, of the last
+command. The column of zstd compares what is left of both files at level 19. That of integer kernels counts them in the
+graph that ONNX Runtime runs: of the result with plain weights, and of the result. That of packing is wall time and peak
+memory of the command.
 """
 
 from __future__ import annotations
