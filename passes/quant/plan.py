@@ -206,6 +206,11 @@ class Workshop:
         real = measured_costs(self.units, self.sites, self._sizes, times, ()).real
         return sum(real.get(position, 0.0) for position in positions) / max(sum(item.seconds for item in times), 1e-12)
 
+    def tied(self) -> frozenset[int]:
+        """Return the positions of the units that share their weight with other nodes."""
+        weights = {unit.position: unit.weight for unit in self.units if unit.weight is not None}
+        return frozenset(position for position, weight in weights.items() if len(weight.outputs) > 1)
+
     def refilled(self, plan: Plan, positions: Iterable[int], form: Fallback) -> Plan:
         """Return the plan with those of some float nodes in a form that can take it."""
         able = {site.position for site in self.sites if form == "dynamic" or site.node.op in MATRICES}

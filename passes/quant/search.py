@@ -105,14 +105,15 @@ class Search:
         """Return the plans without those that can be told from an earlier one by nothing that counts.
 
         Those have the same nodes in integers, and the nodes that take another form need so little time in float that
-        the difference, at most about half of it, is none.
+        the difference, at most about half of it, is none. A weight that others read too may be stored once or twice.
         """
         if self.measure_nodes is None:
             return list(plans)
         times, kept = self.measure_nodes(self.workshop.model), list(plans[:1])
+        tied = self.workshop.tied()
         for plan in plans[1:]:
-            alike = (other for other in kept if other.nodes == plan.nodes)
-            if all(self.workshop.share(plan.otherwise(other), times) > 2 * EQUAL for other in alike):
+            changes = [plan.otherwise(other) for other in kept if other.nodes == plan.nodes]
+            if all(not tied.isdisjoint(some) or self.workshop.share(some, times) > 2 * EQUAL for some in changes):
                 kept.append(plan)
         return kept
 
