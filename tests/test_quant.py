@@ -19,8 +19,8 @@ from graphopt.passes.quant import run as quant_run
 from graphopt.passes.quant.calibrate import calibrate
 from graphopt.passes.quant.fit import fit_weights
 from graphopt.passes.quant.opset import operative_part, raised
-from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
+from graphopt.passes.quant.plans import IntegerOptions, make_plans
 from graphopt.passes.quant.ranges import affine, choose_range, squared_errors
 from graphopt.passes.quant.sites import find_sites
 from graphopt.passes.quant.store import WeightStore
@@ -121,7 +121,8 @@ class TestRanges:
         counts, edges = np.histogram(values, 2048)
         whole = (float(values.min()), float(values.max()))
         found = choose_range("mse", *whole, counts, edges)
-        ours, theirs = squared_errors(*np.array([found, whole]).T, counts, edges)
+        lows, highs = np.array([found, whole]).T
+        ours, theirs = squared_errors(lows, highs, counts, edges)
         assert ours <= theirs
 
     def test_errors_of_many_ranges_are_those_of_each(self) -> None:

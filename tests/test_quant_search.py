@@ -12,18 +12,15 @@ import pytest
 from graphopt.evaluate import Evaluator
 from graphopt.model import Model
 from graphopt.observe import Observer
-from graphopt.passes.quant.attribution import attribute
-from graphopt.passes.quant.audit import Audit
+from graphopt.passes.quant.accounting import Audit
 from graphopt.passes.quant.calibrate import calibrate
-from graphopt.passes.quant.candidate import Candidate
+from graphopt.passes.quant.candidates import Candidate, Judged, Lineup
 from graphopt.passes.quant.costs import measured_costs
 from graphopt.passes.quant.cut import IMPLIES, cheapest
-from graphopt.passes.quant.errors import OutputError, hardest, is_distribution, squared_errors
-from graphopt.passes.quant.forms import Plan
-from graphopt.passes.quant.judged import Judged, Lineup
-from graphopt.passes.quant.options import IntegerOptions, make_plans
+from graphopt.passes.quant.errors import OutputError, attribute, hardest, is_distribution, squared_errors
 from graphopt.passes.quant.placement import joinable, place
 from graphopt.passes.quant.plan import Workshop
+from graphopt.passes.quant.plans import IntegerOptions, Plan, make_plans
 from graphopt.passes.quant.ranges import affine
 from graphopt.passes.quant.search import Search
 from graphopt.passes.quant.sites import find_sites

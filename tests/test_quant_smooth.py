@@ -14,9 +14,8 @@ from graphopt.model import Model
 from graphopt.observe import Observer
 from graphopt.passes.quant.calibrate import calibrate, extended
 from graphopt.passes.quant.errors import OutputError
-from graphopt.passes.quant.forms import Plan
-from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.plan import Workshop
+from graphopt.passes.quant.plans import IntegerOptions, Plan, make_plans
 from graphopt.passes.quant.search import Search
 from graphopt.passes.quant.smooth import Smoothing, smooth, smoothing_factors, undo
 from graphopt.passes.quant.units import Unit, find_units

@@ -15,8 +15,8 @@ import numpy as np
 
 from graphopt.passes.quant.costs import Costs
 from graphopt.passes.quant.cut import IMPLIES, cheapest
-from graphopt.passes.quant.forms import Plan
 from graphopt.passes.quant.placement import Placement
+from graphopt.passes.quant.plans import Plan
 from graphopt.passes.quant.switchboard import Rounding
 from graphopt.passes.quant.units import Unit
 

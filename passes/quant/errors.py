@@ -1,13 +1,20 @@
-"""How far the outputs of a model are off, as one number.
+"""How far the outputs of a model are off, as one number, and which roundings that comes from.
 
 Outputs that are probabilities are compared by their logarithms. In the probabilities themselves the error of single
 roundings does not add up: most rows are as good as certain and show none, and a few near ties show nothing else
 (measured on a text recognizer: the nodes left float for them cost 6 % more time for the same loss).
+
+The errors that single roundings cause at the outputs of a network add up closely when each is small (measured: the sum
+over all layers of a text recognizer is within 15 % of the error of all together). So a part of them can be measured
+with all others off. Halving the worst part again and again finds the few that most of the error comes from in a number
+of runs that grows with their logarithm; the others share what their part causes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -115,3 +122,35 @@ def hardest(original: Model, model: Model, samples: Samples, count: int) -> list
 def _worst(squares: Mapping[str, float], energies: Mapping[str, float]) -> float:
     losses = [squares[name] / max(energies[name], _LEAST) for name in squares]
     return float(np.nan_to_num(max(losses, default=0.0), nan=np.inf, posinf=np.inf))
+
+
+RoundingT = TypeVar("RoundingT")
+_EXACT = 0.002  # of the whole error; parts that cause less are not split
+
+
+def attribute(
+    roundings: Sequence[RoundingT], error: Callable[[Sequence[RoundingT]], float], measurements: int
+) -> dict[RoundingT, float]:
+    """Return the error that each rounding causes.
+
+    Args:
+        roundings: In graph order: neighbours are measured together.
+        error: Error with only these on.
+        measurements: Calls of `error` allowed, about.
+    """
+    if not roundings:
+        return {}
+    whole = error(roundings)
+    parts: list[tuple[float, int, Sequence[RoundingT]]] = [(-whole, 0, roundings)]
+    done: list[tuple[float, Sequence[RoundingT]]] = []
+    count = 1
+    while parts:
+        negative, first, part = heapq.heappop(parts)
+        if len(part) == 1 or count >= measurements or -negative <= _EXACT * whole:
+            done.append((-negative, part))
+            continue
+        half = len(part) // 2
+        for start, piece in ((first, part[:half]), (first + half, part[half:])):
+            heapq.heappush(parts, (-error(piece), start, piece))
+        count += 2
+    return {rounding: harm / len(part) for harm, part in done for rounding in part}

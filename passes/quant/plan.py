@@ -9,20 +9,20 @@ from dataclasses import dataclass, field, replace
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import walk_nodes
 from graphopt.model import Model
-from graphopt.passes.quant.audit import Audit, audit
+from graphopt.passes.quant.accounting import Audit, audit
 from graphopt.passes.quant.balance import Balance, read_outside, saved_bytes
 from graphopt.passes.quant.blocks import quantize_blocks, tied_tables
 from graphopt.passes.quant.calibrate import Calibration, bias_shift, extended
-from graphopt.passes.quant.candidate import Candidate, Written
+from graphopt.passes.quant.candidates import Candidate, Written
 from graphopt.passes.quant.costs import measured_costs
 from graphopt.passes.quant.duplicates import share_integers
 from graphopt.passes.quant.dynamic import quantize_dynamic
 from graphopt.passes.quant.errors import OutputError
 from graphopt.passes.quant.fit import fit_weights
-from graphopt.passes.quant.forms import Fallback, Plan
 from graphopt.passes.quant.insert import insert
 from graphopt.passes.quant.opset import PER_CHANNEL
 from graphopt.passes.quant.placement import Placement, place
+from graphopt.passes.quant.plans import Fallback, Plan
 from graphopt.passes.quant.ranges import METHODS, Affine, RangeMethod
 from graphopt.passes.quant.sites import MATRICES, DynamicSite, site_size, sites_in
 from graphopt.passes.quant.smooth import Smoothing, smooth, undo

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from graphopt.passes.quant.errors import OutputError
-from graphopt.passes.quant.forms import Plan
 from graphopt.passes.quant.plan import Workshop
+from graphopt.passes.quant.plans import Plan
 from graphopt.passes.quant.switchboard import Rounding, Switchboard
 
 _COVERED = 0.9  # of the error of tensors is looked at for better ranges

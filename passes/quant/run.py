@@ -13,13 +13,13 @@ from graphopt.evaluate import Drop
 from graphopt.model import Model
 from graphopt.passes.quant.accounting import account, summary
 from graphopt.passes.quant.calibrate import Calibration, calibrate
+from graphopt.passes.quant.candidates import WORTH, Judged
 from graphopt.passes.quant.errors import OutputError, hardest
 from graphopt.passes.quant.frames import as_products
-from graphopt.passes.quant.judged import WORTH, Judged
 from graphopt.passes.quant.opset import AT_RUN_TIME, PER_CHANNEL, PER_TENSOR, raised
-from graphopt.passes.quant.options import IntegerOptions, make_plans
 from graphopt.passes.quant.placement import joinable
 from graphopt.passes.quant.plan import Workshop
+from graphopt.passes.quant.plans import IntegerOptions, make_plans
 from graphopt.passes.quant.search import Search
 from graphopt.passes.quant.sites import DynamicSite, find_sites
 from graphopt.passes.quant.tables import untying

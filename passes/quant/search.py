@@ -10,13 +10,11 @@ import numpy as np
 from graphopt.evaluate import Drop
 from graphopt.filesize import Scale
 from graphopt.model import Model
-from graphopt.passes.quant.attribution import attribute
 from graphopt.passes.quant.balance import Balance
-from graphopt.passes.quant.candidate import Candidate
-from graphopt.passes.quant.errors import OutputError
-from graphopt.passes.quant.forms import FALLBACKS, Plan
-from graphopt.passes.quant.judged import EQUAL, WORTH, Judged, Lineup, better, promises
+from graphopt.passes.quant.candidates import EQUAL, WORTH, Candidate, Judged, Lineup, better, promises
+from graphopt.passes.quant.errors import OutputError, attribute
 from graphopt.passes.quant.plan import Workshop
+from graphopt.passes.quant.plans import FALLBACKS, Plan
 from graphopt.passes.quant.refine import choose_ranges, fit_weights
 from graphopt.passes.quant.switchboard import Rounding
 from graphopt.runtime.profile import NodeTime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphopt.passes.quant.judged import Judged
+from graphopt.passes.quant.candidates import Judged
 from graphopt.passes.quant.search import Search
 
 

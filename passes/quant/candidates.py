@@ -1,14 +1,53 @@
-"""Candidates with what was measured, and which of two is better."""
+"""Candidates: models made after plans, with what was measured of them, and which of two is better."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from graphopt.evaluate import Drop
-from graphopt.passes.quant.candidate import Candidate
-from graphopt.passes.quant.forms import Plan
+from graphopt.model import Model
+from graphopt.passes.quant.accounting import Audit
+from graphopt.passes.quant.placement import Placement
+from graphopt.passes.quant.plans import Plan
 from graphopt.runtime.timing import Ratio
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model made after a plan.
+
+    Attributes:
+        plan: The plan, less what did not fuse.
+        model: The model.
+        changed: Nodes that run in integers.
+        audit: What the runtime made of it.
+        smoothings: How many tensors had been smoothed when it was made.
+        unfused: Positions of the units that were taken back because they did not fuse, with the rule that failed.
+    """
+
+    plan: Plan
+    model: Model
+    changed: int
+    audit: Audit
+    smoothings: int = 0
+    unfused: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A model made after a plan, before anybody looked at it.
+
+    Attributes:
+        model: The model.
+        placement: What runs in integers with fixed ranges.
+        changed: Nodes that run in integers.
+    """
+
+    model: Model
+    placement: Placement
+    changed: int
+
 
 WORTH = 0.1  # of the weights' bytes saved is worth an int8 model that is about as fast
 EQUAL = 0.03  # latencies closer than this are equal, and the smaller or more exact candidate wins
