@@ -14,9 +14,9 @@ from graphopt.model import Model
 from graphopt.observe import Observer
 from graphopt.passes.quant.accounting import Conversion, account, summary
 from graphopt.passes.quant.calibrate import calibrate
-from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.plans import Plan
 from graphopt.passes.quant.units import find_units
+from graphopt.passes.quant.workshop import Workshop
 from graphopt.report import schema
 from graphopt.samples import open_samples
 from graphopt.shapes import infer_shapes

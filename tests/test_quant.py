@@ -19,7 +19,6 @@ from graphopt.passes.quant import run as quant_run
 from graphopt.passes.quant.calibrate import calibrate
 from graphopt.passes.quant.fit import fit_weights
 from graphopt.passes.quant.opset import operative_part, raised
-from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.plans import IntegerOptions, make_plans
 from graphopt.passes.quant.ranges import affine, choose_range, squared_errors
 from graphopt.passes.quant.sites import find_sites
@@ -34,6 +33,7 @@ from graphopt.passes.quant.weights import (
     saturates,
     to_rows,
 )
+from graphopt.passes.quant.workshop import Workshop
 from graphopt.runtime.session import op_counts, open_session, optimized_model
 from graphopt.runtime.timing import Ratio
 from graphopt.samples import open_samples

@@ -18,14 +18,15 @@ from graphopt.passes.quant.candidates import Candidate, Judged, Lineup
 from graphopt.passes.quant.costs import measured_costs
 from graphopt.passes.quant.cut import IMPLIES, cheapest
 from graphopt.passes.quant.errors import OutputError, attribute, hardest, is_distribution, squared_errors
+from graphopt.passes.quant.judging import Judge
 from graphopt.passes.quant.placement import joinable, place
-from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.plans import IntegerOptions, Plan, make_plans
 from graphopt.passes.quant.ranges import affine
 from graphopt.passes.quant.search import Search
 from graphopt.passes.quant.sites import find_sites
 from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
 from graphopt.passes.quant.units import Unit, find_units
+from graphopt.passes.quant.workshop import Workshop
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.runtime.timing import Ratio
 from graphopt.samples import open_samples
@@ -196,7 +197,7 @@ def test_of_plans_that_differ_in_what_takes_no_time_one_is_tried(others: float, 
         Plan("c", rest | {first}, frozenset(), "mse"),
         Plan("d", rest, frozenset(), "mse"),
     ]
-    search = Search(workshop, workshop.model, Mock(), Mock(), lambda _: times, Mock(), 0.01)
+    search = Search(Judge(workshop, workshop.model, Mock(), Mock(), lambda _: times, Mock(), 0.01))
     assert "".join(plan.label for plan in search._distinct(plans)) == kept
 
 
@@ -218,8 +219,8 @@ def test_what_integers_slow_down_stays_float(slow: float, kept: set[str]) -> Non
         share = 0.9 if first.inputs[1].inputs else 0.5  # its weight becomes floats again, if it is stored in integers
         return Ratio(share, share, share, 10)
 
-    search = Search(workshop, model, Mock(), latency, times, Mock(), 0.01)
-    item = search._slimmed(search._made(plan))
+    judge = Judge(workshop, model, Mock(), latency, times, Mock(), 0.01)
+    item = judge.slimmed(judge.made(plan))
     assert {names[position] for position in item.candidate.plan.nodes} == kept
 
 
@@ -298,7 +299,7 @@ def test_what_loses_with_fixed_ranges_takes_another_form(asked_for: bool) -> Non
     sites, _ = find_sites(model.graph, target, model.opset)
     observed = calibrate(model, units, Observer(samples))
     plan = make_plans(IntegerOptions("auto", "minmax", ()), units, sites)[0]
-    search = Search(
+    judge = Judge(
         Workshop(model, target, units, sites, observed, samples),
         model,
         Evaluator(model, target, samples=samples).drop,
@@ -308,7 +309,7 @@ def test_what_loses_with_fixed_ranges_takes_another_form(asked_for: bool) -> Non
         limit=0.01,
         asked_for=asked_for,
     )
-    best, _ = search.best([plan])
+    best, _ = Search(judge).best([plan])
     assert best is not None
     named = {node.name: position for position, node in enumerate(model.graph.nodes)}
     found = best.candidate.plan

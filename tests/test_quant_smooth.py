@@ -14,11 +14,12 @@ from graphopt.model import Model
 from graphopt.observe import Observer
 from graphopt.passes.quant.calibrate import calibrate, extended
 from graphopt.passes.quant.errors import OutputError
-from graphopt.passes.quant.plan import Workshop
+from graphopt.passes.quant.judging import Judge
 from graphopt.passes.quant.plans import IntegerOptions, Plan, make_plans
 from graphopt.passes.quant.search import Search
 from graphopt.passes.quant.smooth import Smoothing, smooth, smoothing_factors, undo
 from graphopt.passes.quant.units import Unit, find_units
+from graphopt.passes.quant.workshop import Workshop
 from graphopt.runtime.session import open_session
 from graphopt.runtime.timing import Ratio
 from graphopt.samples import open_samples
@@ -150,7 +151,7 @@ def search_for(limit: float, speeds: list[float]) -> tuple[Search, list[Plan]]:
         return Ratio(speed, speed, speed, 10)
 
     drop, error = Evaluator(original, TARGET, samples=samples).drop, OutputError(original, data)
-    search = Search(workshop, original, drop, told, None, lambda candidate: error, limit=limit)
+    search = Search(Judge(workshop, original, drop, told, None, lambda candidate: error, limit=limit))
     return search, make_plans(IntegerOptions("static", "minmax", ()), units, [])
 
 

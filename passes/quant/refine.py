@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from graphopt.passes.quant.errors import OutputError
-from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.plans import Plan
 from graphopt.passes.quant.switchboard import Rounding, Switchboard
+from graphopt.passes.quant.workshop import Workshop
 
 _COVERED = 0.9  # of the error of tensors is looked at for better ranges
 _HEAVY = 0.1  # of the error caused by weights is worth fitting them

@@ -16,16 +16,17 @@ from graphopt.passes.quant.calibrate import Calibration, calibrate
 from graphopt.passes.quant.candidates import WORTH, Judged
 from graphopt.passes.quant.errors import OutputError, hardest
 from graphopt.passes.quant.frames import as_products
+from graphopt.passes.quant.judging import Judge
 from graphopt.passes.quant.opset import AT_RUN_TIME, PER_CHANNEL, PER_TENSOR, raised
 from graphopt.passes.quant.placement import joinable
-from graphopt.passes.quant.plan import Workshop
 from graphopt.passes.quant.plans import IntegerOptions, make_plans
 from graphopt.passes.quant.search import Search
 from graphopt.passes.quant.sites import DynamicSite, find_sites
 from graphopt.passes.quant.tables import untying
 from graphopt.passes.quant.units import Unit, find_units, name_of
-from graphopt.passes.quant.verdict import why_not
+from graphopt.passes.quant.verdict import describe, left_float, why_not
 from graphopt.passes.quant.weight_only import store_others
+from graphopt.passes.quant.workshop import Workshop
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.samples import Samples
 from graphopt.shapes import infer_shapes
@@ -34,7 +35,6 @@ _DRAWN = 4  # random inputs to judge on where there are no samples
 _TIMED = 3  # samples that nodes are timed on
 _FEW = 4  # samples that tell where an error comes from
 _LOOKED = 24  # samples that they are chosen from
-_TOLD = 0.001  # of the error; nodes without weights that cause less are left float for want of company
 _NO_DATA = "ranges are found at run time (dynamic int8); with --data, fixed ranges also make Conv and others int8"
 
 
@@ -63,13 +63,14 @@ class Run:
         plans = make_plans(self._options, workshop.units, workshop.sites)
         if not plans:
             return self._without_integers(self._why_no_plan(workshop.model))
-        search = self._search(workshop)
-        best, judged = search.best(plans)
+        judge = self._judge(workshop)
+        best, judged = Search(judge).best(plans)
         if best is None or best.candidate.changed == 0:
-            return self._without_integers(why_not(judged, search, self._context.target.name))
+            return self._without_integers(why_not(judged, judge, self._context.target.name))
         if self._raised:
             self._notes.append(self._raised)
-        self._explain(workshop, best)
+        self._skip(left_float(workshop, best, self._context.max_drop))
+        self._notes += describe(workshop, best)
         self._take(self._with_others_stored(best.candidate.model)[0])
         if self._framed:
             self._notes.append(f"convolutions over a few frames that became matrix products: {self._framed}")
@@ -127,7 +128,7 @@ class Run:
         self._notes.append(f"{audit.describe()}; {summary(found)}")
         return tuple(Fate(item.node, item.describe()) for item in found)
 
-    def _search(self, workshop: Workshop) -> Search:
+    def _judge(self, workshop: Workshop) -> Judge:
         evaluator, target, samples = self._context.evaluator, self._context.target, self._context.samples
 
         def times(model: Model) -> list[NodeTime]:
@@ -139,7 +140,7 @@ class Run:
             return self._float_times
 
         drawn = self._drawn() if samples is None else None
-        return Search(
+        return Judge(
             workshop,
             self._model,
             lambda model: self._drop(model, drawn),
@@ -242,30 +243,3 @@ class Run:
             if item.where not in known:
                 known.add(item.where)
                 self._skipped.append(item)
-
-    def _explain(self, workshop: Workshop, best: Judged) -> None:
-        names = {unit.position: unit.name for unit in workshop.units}
-        names.update({site.position: name_of(site.node) for site in workshop.sites})
-        weighted = {unit.position for unit in workshop.units if unit.weight is not None}
-        weighted |= {site.position for site in workshop.sites}
-        limit = f"{self._context.max_drop:.2%}"
-        self._skip(
-            Skip(names[position], f"left float to stay within {limit}: it causes {share:.1%} of the error of int8")
-            for position, share in sorted(best.left.items(), key=lambda pair: -(pair[1] or 0.0))
-            if share is not None and (position in weighted or share >= _TOLD)
-        )
-        self._skip(
-            Skip(names[position], "its integer form, with its conversions, takes longer here than its bytes are worth")
-            for position, share in sorted(best.left.items())
-            if share is None and position in weighted
-        )
-        self._skip(
-            Skip(names[position], f"ONNX Runtime does not fuse it into an integer kernel ({rule})")
-            for position, rule in sorted(best.candidate.unfused.items())
-        )
-        nodes, made = frozenset(best.candidate.plan.nodes), workshop.smoothings[: best.candidate.smoothings]
-        smoothed = sum(not nodes.isdisjoint(item.readers) for item in made)
-        if smoothed:
-            self._notes.append(f"channels that reach far were divided, weights behind multiplied: {smoothed} tensors")
-        timed = f"{best.latency.median:.2f} x the time" if best.latency is not None else "time not measured here"
-        self._notes.append(f"{best.candidate.plan.label}: {timed}")

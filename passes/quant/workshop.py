@@ -1,4 +1,4 @@
-"""Plans: which node runs in which form; and the workshop that makes a model of each."""
+"""The workshop that makes a model of each plan."""
 
 from __future__ import annotations
 
