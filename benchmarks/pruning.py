@@ -1,14 +1,15 @@
 """Structured pruning at equal multiply-accumulates: ours, with and without fitting, beside L1 filters and onnxsim.
 
     python -m benchmarks.pruning make FOLDER KEEP [--only GLOB] [--ratio 0.15 --ratio 0.3] [--python PEERS]
-    python -m benchmarks.pruning table FOLDER KEEP [--latency SECONDS] [--markdown FILE]
-    python -m benchmarks.pruning gains FOLDER [--only GLOB] [--ratio 0.3] [--markdown FILE]
+    python -m benchmarks.pruning gains FOLDER KEEP [--only GLOB] [--ratio 0.3]
+    python -m benchmarks.pruning auto FOLDER KEEP [--only GLOB] [--max-drop 5%]
+    python -m benchmarks.pruning table FOLDER KEEP [--latency SECONDS] [--remark TEXT ...] [--markdown FILE]
 
 FOLDER is laid out as for `benchmarks.zoo`. `make` writes every pruned model to KEEP with what it measured beside it,
 and passes over what is there already. All contestants start from the same folded model. onnxsim prunes by a fraction of
 channels, not of work, so that this fraction is searched; of its two rankings, by weights alone and with samples, both
-are tried. Its interpreter is given by ``--python``. `table` times the models in pairs and prints everything. `gains`
-runs the whole command with `prune`, with `quant` and with both.
+are tried. Its interpreter is given by ``--python``. `gains` runs the whole command with `prune`, with `quant` and with
+both, `auto` with as much pruning as the limit allows. `table` times the models in pairs and writes the page.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import click
 
 from benchmarks.onnxsim_pruning import PEERS, prune_to
+from benchmarks.pruning_page import FILTERS, OURS, UNFITTED, Entry, page
 from benchmarks.zoo import compress, find_evaluator, find_samples, line, metric_of
 from graphopt.context import Context
 from graphopt.cost import figures
@@ -43,35 +45,11 @@ from graphopt.samples import Samples, open_samples
 from graphopt.shapes import infer_shapes, shapes_for
 from graphopt.targets import get_target
 
-OURS, UNFITTED, FILTERS = "ours", "ours, not fitted", "L1 filters"
 OPTIONS = {
     OURS: Prune(pattern="channels", of="macs"),
     UNFITTED: Prune(pattern="channels", of="macs", reconstruct=False),
     FILTERS: Prune(pattern="channels", of="macs", criterion="l1", scope="layer", reconstruct=False),
 }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One pruned model.
-
-    Attributes:
-        model: Name of the original.
-        ratio: Wanted fraction of multiply-accumulates to go.
-        method: Who pruned.
-        macs: Fraction of the multiply-accumulates that is left, on the first sample; None: there is no result.
-        metric: What the evaluator prints.
-        seconds: Of one core, for planning and pruning; wall time of one run of onnxsim.
-        note: Why there is no result.
-    """
-
-    model: str
-    ratio: float
-    method: str
-    macs: float | None
-    metric: dict[str, float]
-    seconds: float
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -199,83 +177,74 @@ def _pruned(case: Case, ratio: float, method: str) -> tuple[Model, float]:
 
 @main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("keep", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--only", default="*", help="Glob of model names.")
+@click.option("--ratio", default=0.3, show_default=True)
+@click.option("--max-drop", default="100%", show_default=True, help="What the command is given.")
+@click.option("--evaluator", "assigned", multiple=True, help="NAME=X: judge model NAME with eval_X.py.")
+def gains(folder: Path, keep: Path, only: str, ratio: float, max_drop: str, assigned: Sequence[str]) -> None:
+    """Run the whole command with `prune`, with `quant` and with both on the models of FOLDER."""
+    prune = f"prune:pattern=channels:of=macs:ratio={ratio:g}"
+    _commands(folder, keep, only, [prune, "quant", f"{prune},quant"], max_drop, assigned)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("keep", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--only", default="*", help="Glob of model names.")
+@click.option("--max-drop", default="5%", show_default=True, help="What the command is given.")
+@click.option("--evaluator", "assigned", multiple=True, help="NAME=X: judge model NAME with eval_X.py.")
+def auto(folder: Path, keep: Path, only: str, max_drop: str, assigned: Sequence[str]) -> None:
+    """Run the whole command with as much pruning as the limit on the loss allows."""
+    _commands(folder, keep, only, ["prune:pattern=channels:of=macs:ratio=auto:budget=1"], max_drop, assigned)
+
+
+def _commands(
+    folder: Path, keep: Path, only: str, passes: Sequence[str], max_drop: str, assigned: Sequence[str]
+) -> None:
+    """Run the command with each of some passes on each model; what was measured goes to KEEP."""
+    evaluators = dict(item.split("=", 1) for item in assigned)
+    keep.mkdir(parents=True, exist_ok=True)
+    for path in sorted((folder / "models").glob("*.onnx")):
+        if not fnmatch.fnmatch(path.stem, only):
+            continue
+        for index, spec in enumerate(passes):
+            record = keep / f"{path.stem}.{'auto' if 'auto' in spec else f'gain{index}'}.command.json"
+            if record.exists():
+                continue
+            with tempfile.TemporaryDirectory() as scratch:
+                row = compress(folder, path, Path(scratch), f"fold,{spec}", max_drop, evaluators.get(path.stem))
+            record.write_text(json.dumps({"max_drop": max_drop, "row": asdict(row)}))
+            click.echo(line(row), err=True)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("keep", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--latency", "seconds", default=2.0, show_default=True, help="Seconds to time each of our models for.")
+@click.option("--remark", "remarks", multiple=True, help="A paragraph above the tables.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
-def table(folder: Path, keep: Path, seconds: float, markdown: Path | None) -> None:
-    """Print what `make` has put into KEEP."""
-    entries = [Entry(**json.loads(path.read_text())) for path in sorted(keep.glob("*.*.*.json"))]
-    text = render(entries, keep, lambda entry: _latency(folder, keep, entry, seconds))
+def table(folder: Path, keep: Path, seconds: float, remarks: Sequence[str], markdown: Path | None) -> None:
+    """Write what the other commands have put into KEEP as one page."""
+    text = page(keep, lambda entry: _latency(folder, keep, entry, seconds), remarks)
     click.echo(text)
     if markdown is not None:
         markdown.write_text(text + "\n")
 
 
 def _latency(folder: Path, keep: Path, entry: Entry, seconds: float) -> str:
-    """Return the time of our model over that of the folded original, with its 95 % interval."""
-    before = load(keep / f"{entry.model}.folded.onnx")
-    after = keep / f"{entry.model}.{entry.ratio:g}.{OURS}.onnx"
-    data = find_samples(folder, entry.model)
-    assert data is not None
-    feeds = list(open_samples(str(data), before.interface, optional=frozenset(before.graph.defaults)).take(4))
-    with open_session(before) as one, open_session(after) as other:
-        ratio = paired_ratio(one, other, feeds, seconds=seconds)
-    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
-
-
-def render(entries: Sequence[Entry], keep: Path, latency: Callable[[Entry], str]) -> str:
-    """Return the Markdown table, a line for each model and ratio."""
-    methods = [OURS, UNFITTED, FILTERS, *PEERS]
-    head = "| model | ratio | original | " + " | ".join(f"{name}: MACs left, metric" for name in methods)
-    head += " | latency of ours | seconds of ours |"
-    return "\n".join((head, "|---" * (head.count(" | ") + 1) + "|", *_lines(entries, keep, methods, latency)))
-
-
-def _lines(
-    entries: Sequence[Entry], keep: Path, methods: Sequence[str], latency: Callable[[Entry], str]
-) -> Iterator[str]:
-    found = {(entry.model, entry.ratio, entry.method): entry for entry in entries}
-    for model, ratio in sorted({(entry.model, entry.ratio) for entry in entries}):
-        before = json.loads((keep / f"{model}.before.json").read_text()) or {}
-        row = [found.get((model, ratio, method)) for method in methods]
-        ours = row[0]
-        timed = (latency(ours), f"{ours.seconds:.0f}") if ours is not None and ours.macs is not None else ("-", "-")
-        yield "| " + " | ".join((model, f"{ratio:.0%}", _metric(before), *map(_cell, row), *timed)) + " |"
-
-
-def _cell(entry: Entry | None) -> str:
-    if entry is None or entry.macs is None:
-        return "-" if entry is None else f"none: {entry.note}"
-    return f"{entry.macs:.3f}: {_metric(entry.metric)}"
-
-
-def _metric(found: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in found.items()) or "-"
-
-
-@main.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--only", default="*", help="Glob of model names.")
-@click.option("--ratio", default=0.3, show_default=True)
-@click.option("--max-drop", default="100%", show_default=True, help="What the command is given.")
-@click.option("--evaluator", "assigned", multiple=True, help="NAME=X: judge model NAME with eval_X.py.")
-@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
-def gains(folder: Path, only: str, ratio: float, max_drop: str, assigned: Sequence[str], markdown: Path | None) -> None:
-    """Print what `prune`, `quant` and both make of the models of FOLDER."""
-    evaluators = dict(item.split("=", 1) for item in assigned)
-    prune = f"prune:pattern=channels:of=macs:ratio={ratio:g}"
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for path in sorted((folder / "models").glob("*.onnx")):
-            for passes in (prune, "quant", f"{prune},quant") if fnmatch.fnmatch(path.stem, only) else ():
-                found = compress(folder, path, Path(scratch), f"fold,{passes}", max_drop, evaluators.get(path.stem))
-                rows.append(line(found))
-                click.echo(rows[-1], err=True)
-    head = "| model | file | zstd ratio | nodes | latency ratio (95 %) | metric | wall, peak memory | passes |"
-    text = "\n".join((head, "|" + "---|" * 8, *rows))
-    click.echo(text)
-    if markdown is not None:
-        markdown.write_text(text + "\n")
+    """Return the time of our model over that of the folded original, with its 95 % interval; measured once."""
+    record = keep / f"{entry.model}.{entry.ratio:g}.latency"
+    if not record.exists():
+        before = load(keep / f"{entry.model}.folded.onnx")
+        after = keep / f"{entry.model}.{entry.ratio:g}.{OURS}.onnx"
+        data = find_samples(folder, entry.model)
+        assert data is not None
+        feeds = list(open_samples(str(data), before.interface, optional=frozenset(before.graph.defaults)).take(4))
+        with open_session(before) as one, open_session(after) as other:
+            ratio = paired_ratio(one, other, feeds, seconds=seconds)
+        record.write_text(f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})")
+    return record.read_text()
 
 
 if __name__ == "__main__":
