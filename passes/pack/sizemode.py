@@ -23,7 +23,7 @@ from graphopt.staged import staged_moments
 
 _STAGES = 12  # times that moments are taken anew on the compressed prefix
 _BLEND = 0.3  # share of the diagonal; fits unseen samples best, or nearly, on conv nets, MLPs and transformers
-_SAMPLES = 96  # that moments rest on; more cost time and hardly change them
+_SAMPLES = 96  # that moments and gradients rest on; more cost time and hardly change them
 
 
 class SizeMode:
@@ -76,7 +76,7 @@ class SizeMode:
             roundings: Its weights.
         """
         assert self._samples is not None
-        return tune(original, rounded, roundings, self._samples, self._progress)
+        return tune(original, rounded, roundings, self._samples.take(_SAMPLES), self._progress)
 
     def losses(self, model: Model, units: Sequence[Unit]) -> list[float]:
         """Return for each weight what the outputs lose when it alone is rounded to 4 bits; the model stays as it is."""

@@ -98,8 +98,10 @@ def _tuned(
     names = [*dict.fromkeys([*targets(rounded), *_stations(rounded)])]
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         teacher = Side(original).between(0, len(original.graph.nodes), names)
-        aims = results(teacher, samples, Shelf(Path(folder)))
-        pairs = [pair for pair in zip(list(samples), aims, strict=True) if usable(*pair)]
+        shelf = Shelf(Path(folder))
+        feeds = [{name: shelf.put(value) for name, value in sample.items()} for sample in samples]
+        aims = results(teacher, samples, shelf)
+        pairs = [pair for pair in zip(feeds, aims, strict=True) if usable(*pair)]
         if not names or len(pairs) < _LEAST_SAMPLES:
             return Tuning(1.0, "too few outputs are finite floats")
         student = Side(rounded).between(0, len(rounded.graph.nodes), names)
