@@ -61,7 +61,7 @@ class Judge:
         return drop is None or drop.within(self.limit)
 
     def slimmed(self, item: Judged) -> Judged:
-        """Leave the nodes float that integers slow down by more than their bytes are worth, if that is as fast.
+        """Leave the nodes float that integers slow down by more than their bytes are worth, if that is about as fast.
 
         What an integer node takes depends on its neighbours: a MaxPool is quick among convolutions in integers, and
         slower than in float by far between float ones. So this is asked again when others have become float.
@@ -73,7 +73,7 @@ class Judge:
         if not gone or gain < _FELT:
             return item
         other = self.made(slim, {**item.left, **dict.fromkeys(gone)})
-        return other if other.candidate.changed and other.speed <= item.speed else item
+        return other if other.candidate.changed and other.speed <= item.speed + EQUAL else item
 
     def pays(self, item: Judged) -> bool:
         """Whether a candidate is worth what it loses: no larger or slower than the float model, and clearly better."""
