@@ -96,14 +96,16 @@ def _tuned(
     original: Model, rounded: Model, roundings: Sequence[Rounding], samples: Samples, progress: Progress
 ) -> Tuning:
     names = [*dict.fromkeys([*targets(rounded), *_stations(rounded)])]
+    if not names:
+        return Tuning(1.0, "it has no float outputs")
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         teacher = Side(original).between(0, len(original.graph.nodes), names)
         shelf = Shelf(Path(folder))
         feeds = [{name: shelf.put(value) for name, value in sample.items()} for sample in samples]
         aims = results(teacher, samples, shelf)
         pairs = [pair for pair in zip(feeds, aims, strict=True) if usable(*pair)]
-        if not names or len(pairs) < _LEAST_SAMPLES:
-            return Tuning(1.0, "too few outputs are finite floats")
+        if len(pairs) < _LEAST_SAMPLES:
+            return Tuning(1.0, f"on {len(pairs)} samples all is finite, and {_LEAST_SAMPLES} are needed")
         student = Side(rounded).between(0, len(rounded.graph.nodes), names)
         weights = {item.unit.name: item for item in roundings}
         objective = Objective(student, weights.keys(), spreads(pairs, names), fetched(pairs[0][0]))
