@@ -52,8 +52,8 @@ def main(folder: Path, only: tuple[str, ...], markdown: Path | None) -> None:
 
 def _cells(model: Path, samples: Path, scratch: Path) -> list[str]:
     output = scratch / model.name
-    options: list[str | Path] = ["-p", "fold,share,quant", "--target", "openvino", "--data", samples, "-q", "-o", output]
-    run = measure([sys.executable, "-m", "graphopt", model, *options])
+    command: list[str | Path] = [sys.executable, "-m", "graphopt", model, "-p", "fold,share,quant"]
+    run = measure([*command, "--target", "openvino", "--data", samples, "-q", "-o", output])
     if run.status != 0:
         raise click.ClickException(f"{model.name}: {run.output[-500:]}")
     first, second = _compiled(model), _compiled(output)
