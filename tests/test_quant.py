@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from graphopt.api import compress
-from graphopt.errors import UsageError
+from graphopt.errors import ModelError, UsageError
 from graphopt.evaluate import Evaluator
 from graphopt.ir.graph import constants, walk_nodes
 from graphopt.model import Model
@@ -336,6 +336,16 @@ def test_weights_that_stay_float_are_stored_in_8_bits(spec: str, stored: bool) -
     step = quantize(build(UP), spec, feeds((1, 16, 12, 12))).report.steps[-1]
     assert step.outcome == "accepted"
     assert any("stored in 8 bits and decoded at load: 1" in note for note in step.report.notes) == stored
+
+
+def test_integers_are_kept_where_the_other_weights_cannot_be_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def store(*_: Any, **__: Any) -> int:
+        raise ModelError("no moments")
+
+    monkeypatch.setattr(quant_run, "store_others", store)
+    step = quantize(build(UP), "quant", feeds((1, 16, 12, 12))).report.steps[-1]
+    assert step.outcome == "accepted"
+    assert "weights that stay float are not stored in 8 bits: no moments" in step.report.notes
 
 
 TABLE = """

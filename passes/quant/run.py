@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.base import Fate, PassReport, Skip
 from graphopt.context import Context
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, ModelError
 from graphopt.evaluate import Drop
 from graphopt.model import Model
 from graphopt.passes.quant.accounting import account, summary
@@ -106,13 +106,17 @@ class Run:
         context = self._context
         if self._options.mode != "auto" or not context.target.fuses_in_onnxruntime:
             return known, 0
-        model = known.copy()
-        count = store_others(model, context.samples, context.progress, self._options.exclude, worth=WORTH)
+        model, refused = known.copy(), "weights that stay float are not stored in 8 bits"
+        try:
+            count = store_others(model, context.samples, context.progress, self._options.exclude, worth=WORTH)
+        except ModelError as error:  # the integers are good all the same
+            self._notes.append(f"{refused}: {error}")
+            return known, 0
         if not count:
             return known, 0
         drop = self._drop(model, self._drawn() if context.samples is None else None)
         if drop is not None and not drop.within(context.max_drop):
-            self._notes.append(f"weights that stay float are not stored in 8 bits: that loses {drop.value:.2%}")
+            self._notes.append(f"{refused}: that loses {drop.value:.2%}")
             return known, 0
         self._notes.append(f"weights that stay float are stored in 8 bits and decoded at load: {count}")
         return model, count
