@@ -1,10 +1,10 @@
 """Compress every model of a folder and tabulate size, latency, metric, wall time and peak memory.
 
-    python -m benchmarks.zoo FOLDER [--passes SPEC] [--only GLOB] [--json FILE] [--markdown FILE]
+    python -m benchmarks.zoo FOLDER [--passes SPEC] [--only GLOB] [--random] [--json FILE] [--markdown FILE]
 
 Layout of FOLDER: ``models/NAME.onnx``; ``calib/NAME.npz`` or ``calib/NAME/`` with samples; and, where a real metric
 exists, an evaluator ``eval_X.py`` that prints a line ``JSON {...}`` for the model file it is given. X is a prefix of
-NAME, or is assigned with ``--evaluator NAME=X``.
+NAME, or is assigned with ``--evaluator NAME=X``. With ``--random``, models without samples get made-up ones.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Row:
 @click.option("--only", default="*", help="Glob of model names.")
 @click.option("--evaluator", "assigned", multiple=True, help="NAME=X: judge model NAME with eval_X.py.")
 @click.option("--max-drop", default="1%", show_default=True)
+@click.option("--random", "made_up", is_flag=True, help="Make samples up where there are none.")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep the compressed models here.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
@@ -64,6 +65,7 @@ def main(
     only: str,
     assigned: tuple[str, ...],
     max_drop: str,
+    made_up: bool,
     keep: Path | None,
     json_file: Path | None,
     markdown: Path | None,
@@ -76,7 +78,7 @@ def main(
         target.mkdir(parents=True, exist_ok=True)
         for model in sorted((folder / "models").glob("*.onnx")):
             if fnmatch.fnmatch(model.stem, only):
-                row = compress(folder, model, target, passes, max_drop, evaluators.get(model.stem))
+                row = compress(folder, model, target, passes, max_drop, evaluators.get(model.stem), made_up=made_up)
                 rows.append(row)
                 click.echo(line(row), err=True)
     table = render(rows, passes, max_drop)
@@ -90,14 +92,16 @@ def main(
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def compress(folder: Path, model: Path, target: Path, passes: str, max_drop: str, assigned: str | None) -> Row:
+def compress(
+    folder: Path, model: Path, target: Path, passes: str, max_drop: str, assigned: str | None, *, made_up: bool = False
+) -> Row:
     """Run the command on one model, then the model's evaluator on both files."""
     output, report_file = target / model.name, target / f"{model.stem}.json"
     command: list[str | Path] = [sys.executable, "-m", "graphopt", model, "-p", passes, "-o", output, "-q"]
     command += ["--max-drop", max_drop, "--report", report_file]
     samples = find_samples(folder, model.stem)
-    if samples is not None:
-        command += ["--data", samples]
+    if samples is not None or made_up:
+        command += ["--data", samples or "random"]
     run = measure(command)
     if run.status != 0:
         return _failed(model, run)
@@ -192,7 +196,7 @@ def line(row: Row) -> str:
         f"{row.after_zstd / row.before_zstd:.2f}",
         f"{row.nodes[0]} -> {row.nodes[1]}",
         latency,
-        _metrics(row.metric_before, row.metric_after),
+        _metrics(row.metric_before, row.metric_after) or _agreement(row.drop),
         f"{row.seconds:.1f} s, {row.peak_bytes / 1e6:.0f} MB",
         "; ".join(row.steps),
     )
@@ -201,8 +205,12 @@ def line(row: Row) -> str:
 
 def _metrics(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> str:
     if before is None or after is None:
-        return "-"
+        return ""
     return ", ".join(f"{key} {before[key]:.4g} -> {after[key]:.4g}" for key in before)
+
+
+def _agreement(drop: Mapping[str, Any] | None) -> str:
+    return "-" if drop is None else f"agreement lost {drop['value']:.2%}" + (", random inputs" * bool(drop["random"]))
 
 
 def render(rows: Iterable[Row], passes: str, max_drop: str) -> str:
