@@ -26,6 +26,7 @@ from graphopt.samples import Feeds, Samples
 from graphopt.tally import Tally, batches, evidence, twins
 
 _BUDGET = 2**28  # bytes of accumulated moments at a time
+_ROUNDING = 1e-6  # of a second moment, which is summed in single precision
 
 
 class Stream(Protocol):
@@ -60,8 +61,13 @@ class LayerMoments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """What counts where a bias makes up for the mean, float64 [groups, inputs, inputs]."""
+        """What counts where a bias makes up for the mean, float64 [groups, inputs, inputs].
+
+        Inputs that hardly vary beside their mean have none: what the difference leaves of them is rounding.
+        """
         centred: np.ndarray = self.second - self.mean[:, :, None] * self.mean[:, None, :]
+        varies = np.einsum("gkk->gk", centred) > _ROUNDING * np.einsum("gkk->gk", self.second)
+        centred *= varies[:, :, None] & varies[:, None, :]
         return centred
 
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.compensate import damped
 from graphopt.ir.graph import Constant
 from graphopt.layers import linear_layers
 from graphopt.model import Model
@@ -214,3 +215,17 @@ def test_what_is_besides_a_layer_is_left_out_of_its_target(op: str) -> None:
     np.testing.assert_allclose(joined.cross, plain.cross, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(joined.target_mean, plain.target_mean, rtol=1e-4, atol=1e-5)
     assert not np.allclose(wrong.cross, plain.cross, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("level", [3.0, 1e-38])
+def test_inputs_that_do_not_vary_have_no_covariance(level: float) -> None:
+    """What rounding leaves may be negative, and no matrix to divide by."""
+    model = conv_model((None, 4, 5, 5), (4, 1, 3, 3), group=4)
+    images = RNG.normal(size=(6, 1, 4, 5, 5)).astype(np.float32)
+    images[:, :, 1] = level * (1 + 1e-7 * RNG.normal(size=(6, 1, 5, 5)))
+    samples = open_samples([{"x": image} for image in images], model.interface)
+    (moments,) = layer_moments(model, linear_layers(model), samples)
+    assert not moments.covariance[1].any()
+    for group, covariance in enumerate(moments.covariance):
+        assert np.linalg.eigvalsh(damped(covariance)).min() > 0, group
+    assert moments.covariance[0].any()
