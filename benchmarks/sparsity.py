@@ -1,11 +1,11 @@
 """Sparse patterns: magnitude beside pruning that compensates, at the same number of zeros.
 
-    python -m benchmarks.sparsity FOLDER [--only GLOB] [--pattern unstructured --pattern 2of4]
-        [--evaluator MODEL=NAME]... [--markdown FILE]
+    python -m benchmarks.sparsity FOLDER KEEP [--only GLOB] [--pattern unstructured --pattern 2of4]
+        [--evaluator MODEL=NAME]... [--remark TEXT]... [--markdown FILE]
 
 FOLDER is laid out as for `benchmarks.zoo`. Three of four calibration samples are fitted to; the output error is
 measured on the rest: squared error over energy, before a final Softmax. The evaluators' data are used for nothing but
-the metric.
+the metric. Rows are kept in KEEP and not measured again; the page has all that lie there.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 import fnmatch
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from benchmarks.machine import described
 from benchmarks.zoo import find_evaluator, find_samples, metric_of
 from graphopt.context import Context
 from graphopt.cost import Figures, figures
@@ -34,6 +35,12 @@ from graphopt.shapes import infer_shapes
 from graphopt.targets import get_target
 
 _JUDGES = 32  # samples that the error is measured on
+_TITLE = """# Half of the weights zero: magnitude beside graphopt
+
+    python -m benchmarks.sparsity zoo kept --evaluator efficientnet_lite0=imagenet ... --markdown sparsity.md
+
+{machine}, one thread; seconds are of the processor. "Error" is the squared error of
+the outputs over their energy, on samples that nothing was fitted to. The aim is at most half of magnitude's."""
 _HEAD = (
     "| model | pattern | zeros | output error: magnitude | ours | ratio | metric: float | magnitude | ours "
     "| zstd: float | magnitude | ours | seconds |"
@@ -55,31 +62,49 @@ class Case:
         target, result = get_target("cpu"), self.model.copy()
         infer_shapes(result)
         context = Context(target, Evaluator(self.model, target, samples=self.fitted), self.fitted)
-        start = time.perf_counter()
+        start = time.process_time()
         report = options.run(result, context)
-        return result, report.metrics["sparsity"], time.perf_counter() - start
+        return result, report.metrics["sparsity"], time.process_time() - start
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("keep", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--only", default="*", help="Glob of model names.")
 @click.option("--pattern", "patterns", multiple=True, default=("unstructured", "2of4"), show_default=True)
 @click.option("--evaluator", "evaluators", multiple=True, metavar="MODEL=NAME", help="eval_NAME.py judges MODEL.")
+@click.option("--remark", "remarks", multiple=True, help="A paragraph above the table.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path))
 def main(
-    folder: Path, only: str, patterns: tuple[str, ...], evaluators: tuple[str, ...], markdown: Path | None
+    folder: Path,
+    keep: Path,
+    only: str,
+    patterns: tuple[str, ...],
+    evaluators: tuple[str, ...],
+    remarks: tuple[str, ...],
+    markdown: Path | None,
 ) -> None:
-    """Prune every model of FOLDER that has samples, half of its weights, and print a table."""
+    """Prune every model of FOLDER that has samples, half of its weights, and write a page."""
     assigned = dict(text.split("=", 1) for text in evaluators)
-    lines = [_HEAD, "|" + "---|" * _HEAD.count(" | ") + "---|"]
+    keep.mkdir(parents=True, exist_ok=True)
     for path in sorted((folder / "models").glob("*.onnx")):
-        if fnmatch.fnmatch(path.stem, only) and find_samples(folder, path.stem) is not None:
-            for line in _rows(_case(folder, path, assigned.get(path.stem)), patterns):
-                click.echo(line, err=True)
-                lines.append(line)
-            if markdown is not None:
-                markdown.write_text("\n".join(lines) + "\n")
-    click.echo("\n".join(lines))
+        missing = [item for item in patterns if not _record(keep, path, item).exists()]
+        if not missing or not fnmatch.fnmatch(path.stem, only) or find_samples(folder, path.stem) is None:
+            continue
+        rows = _rows(_case(folder, path, assigned.get(path.stem)), missing)
+        for pattern, line in zip(missing, rows, strict=True):
+            click.echo(line, err=True)
+            _record(keep, path, pattern).write_text(line)
+    kept = [record.read_text() for record in sorted(keep.glob("*.row"))]
+    table = "\n".join((_HEAD, "|" + "---|" * _HEAD.count(" | ") + "---|", *kept))
+    text = "\n\n".join((_TITLE.format(machine=described()), *remarks, table))
+    click.echo(text)
+    if markdown is not None:
+        markdown.write_text(text + "\n")
+
+
+def _record(keep: Path, model: Path, pattern: str) -> Path:
+    return keep / f"{model.stem}.{pattern}.row"
 
 
 def _case(folder: Path, path: Path, evaluator: str | None = None) -> Case:
@@ -92,7 +117,7 @@ def _case(folder: Path, path: Path, evaluator: str | None = None) -> Case:
     return Case(path.stem, model, fitted, held, find_evaluator(folder, path.stem, evaluator))
 
 
-def _rows(case: Case, patterns: tuple[str, ...]) -> Iterator[str]:
+def _rows(case: Case, patterns: Sequence[str]) -> Iterator[str]:
     error = OutputError(_before_softmax(case.model), case.held.take(min(_JUDGES, len(case.held))))
     before = (figures(case.model), _metric(case, case.model))
     for pattern in patterns:
