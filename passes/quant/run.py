@@ -149,7 +149,7 @@ class Run:
             self._model,
             lambda model: self._drop(model, drawn),
             evaluator.race,
-            times if target.runs_here and samples is not None else None,
+            times if evaluator.times and target.runs_here and samples is not None else None,
             lambda model: drawn if samples is None else self._error(samples, model),
             self._context.max_drop,
             asked_for=self._options.mode != "auto",
