@@ -20,9 +20,9 @@ import click
 from graphopt.api import compress
 from graphopt.model import Model
 from graphopt.observe import Observer
-from graphopt.passes.quant.calibrate import calibrate
-from graphopt.passes.quant.opset import raised
-from graphopt.passes.quant.units import find_units
+from graphopt.passes.quant.nodes.units import find_units
+from graphopt.passes.quant.numbers.calibrate import calibrate
+from graphopt.passes.quant.writing.opset import raised
 from graphopt.runtime.session import open_session
 from graphopt.samples import Samples, open_samples
 from graphopt.shapes import infer_shapes

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.zoo import Row, compress, find_evaluator, metric_of
 from graphopt.ir.clean import clean
-from graphopt.passes.quant.weight_sites import find_weights
+from graphopt.passes.quant.storage.weights import find_weights
 from graphopt.reader import load
 
 _BLOCKS = (0, 32, 64)

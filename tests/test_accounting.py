@@ -12,11 +12,11 @@ import pytest
 from graphopt.api import compress
 from graphopt.model import Model
 from graphopt.observe import Observer
-from graphopt.passes.quant.accounting import Conversion, account, summary
-from graphopt.passes.quant.calibrate import calibrate
-from graphopt.passes.quant.plans import Plan
-from graphopt.passes.quant.units import find_units
-from graphopt.passes.quant.workshop import Workshop
+from graphopt.passes.quant.accounting.accounting import Conversion, account, summary
+from graphopt.passes.quant.nodes.units import find_units
+from graphopt.passes.quant.numbers.calibrate import calibrate
+from graphopt.passes.quant.search.plans import Plan
+from graphopt.passes.quant.search.workshop import Workshop
 from graphopt.report import schema
 from graphopt.samples import open_samples
 from graphopt.shapes import infer_shapes

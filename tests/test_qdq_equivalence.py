@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 from graphopt.api import compress
 from graphopt.model import Model
-from graphopt.passes.quant.accounting import account
+from graphopt.passes.quant.accounting.accounting import account
 from graphopt.reader import load
 from graphopt.runtime.session import open_session
 from graphopt.samples import open_samples

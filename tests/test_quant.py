@@ -16,15 +16,13 @@ from graphopt.ir.graph import constants, walk_nodes
 from graphopt.model import Model
 from graphopt.observe import Observer
 from graphopt.passes.quant import run as quant_run
-from graphopt.passes.quant.calibrate import calibrate
-from graphopt.passes.quant.fit import fit_weights
-from graphopt.passes.quant.opset import operative_part, raised
-from graphopt.passes.quant.plans import IntegerOptions, make_plans
-from graphopt.passes.quant.ranges import affine, choose_range, squared_errors
-from graphopt.passes.quant.sites import find_sites
-from graphopt.passes.quant.store import WeightStore
-from graphopt.passes.quant.units import find_units
-from graphopt.passes.quant.weights import (
+from graphopt.passes.quant.nodes.sites import find_sites
+from graphopt.passes.quant.nodes.units import find_units
+from graphopt.passes.quant.numbers.calibrate import calibrate
+from graphopt.passes.quant.numbers.fit import fit_weights
+from graphopt.passes.quant.numbers.ranges import affine, choose_range, squared_errors
+from graphopt.passes.quant.numbers.store import WeightStore
+from graphopt.passes.quant.numbers.weights import (
     least_scale,
     quantize_bias,
     quantize_rows,
@@ -33,7 +31,9 @@ from graphopt.passes.quant.weights import (
     saturates,
     to_rows,
 )
-from graphopt.passes.quant.workshop import Workshop
+from graphopt.passes.quant.search.plans import IntegerOptions, make_plans
+from graphopt.passes.quant.search.workshop import Workshop
+from graphopt.passes.quant.writing.opset import operative_part, raised
 from graphopt.runtime.session import op_counts, open_session, optimized_model
 from graphopt.runtime.timing import Ratio
 from graphopt.samples import open_samples

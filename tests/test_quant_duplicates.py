@@ -8,7 +8,7 @@ import pytest
 
 from graphopt.ir.graph import constants
 from graphopt.model import Model
-from graphopt.passes.quant.duplicates import share_integers
+from graphopt.passes.quant.writing.duplicates import share_integers
 from graphopt.runtime.session import open_session
 from tests.helpers import parse
 

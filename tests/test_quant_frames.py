@@ -8,7 +8,7 @@ import pytest
 
 from graphopt.ir.graph import walk_nodes
 from graphopt.model import Model
-from graphopt.passes.quant.frames import as_products
+from graphopt.passes.quant.writing.frames import as_products
 from graphopt.runtime.session import open_session
 from graphopt.shapes import infer_shapes
 from tests.helpers import parse

@@ -12,21 +12,21 @@ import pytest
 from graphopt.evaluate import Evaluator
 from graphopt.model import Model
 from graphopt.observe import Observer
-from graphopt.passes.quant.accounting import Audit
-from graphopt.passes.quant.calibrate import calibrate
-from graphopt.passes.quant.candidates import Candidate, Judged, Lineup
-from graphopt.passes.quant.costs import measured_costs
-from graphopt.passes.quant.cut import IMPLIES, cheapest
-from graphopt.passes.quant.errors import OutputError, attribute, hardest, is_distribution, squared_errors
-from graphopt.passes.quant.judging import Judge
-from graphopt.passes.quant.placement import joinable, place
-from graphopt.passes.quant.plans import IntegerOptions, Plan, make_plans
-from graphopt.passes.quant.ranges import affine
-from graphopt.passes.quant.search import Search
-from graphopt.passes.quant.sites import find_sites
-from graphopt.passes.quant.switchboard import Rounding, Switchboard, Twin
-from graphopt.passes.quant.units import Unit, find_units
-from graphopt.passes.quant.workshop import Workshop
+from graphopt.passes.quant.accounting.accounting import Audit
+from graphopt.passes.quant.nodes.placement import joinable, place
+from graphopt.passes.quant.nodes.sites import find_sites
+from graphopt.passes.quant.nodes.units import Unit, find_units
+from graphopt.passes.quant.numbers.calibrate import calibrate
+from graphopt.passes.quant.numbers.ranges import affine
+from graphopt.passes.quant.search.candidates import Candidate, Judged, Lineup
+from graphopt.passes.quant.search.costs import measured_costs
+from graphopt.passes.quant.search.cut import IMPLIES, cheapest
+from graphopt.passes.quant.search.errors import OutputError, attribute, hardest, is_distribution, squared_errors
+from graphopt.passes.quant.search.judging import Judge
+from graphopt.passes.quant.search.plans import IntegerOptions, Plan, make_plans
+from graphopt.passes.quant.search.search import Search
+from graphopt.passes.quant.search.switchboard import Rounding, Switchboard, Twin
+from graphopt.passes.quant.search.workshop import Workshop
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.runtime.timing import Ratio
 from graphopt.samples import open_samples

@@ -12,14 +12,14 @@ from graphopt.evaluate import Evaluator
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.observe import Observer
-from graphopt.passes.quant.calibrate import calibrate, extended
-from graphopt.passes.quant.errors import OutputError
-from graphopt.passes.quant.judging import Judge
-from graphopt.passes.quant.plans import IntegerOptions, Plan, make_plans
-from graphopt.passes.quant.search import Search
-from graphopt.passes.quant.smooth import Smoothing, smooth, smoothing_factors, undo
-from graphopt.passes.quant.units import Unit, find_units
-from graphopt.passes.quant.workshop import Workshop
+from graphopt.passes.quant.nodes.units import Unit, find_units
+from graphopt.passes.quant.numbers.calibrate import calibrate, extended
+from graphopt.passes.quant.numbers.smooth import Smoothing, smooth, smoothing_factors, undo
+from graphopt.passes.quant.search.errors import OutputError
+from graphopt.passes.quant.search.judging import Judge
+from graphopt.passes.quant.search.plans import IntegerOptions, Plan, make_plans
+from graphopt.passes.quant.search.search import Search
+from graphopt.passes.quant.search.workshop import Workshop
 from graphopt.runtime.session import open_session
 from graphopt.runtime.timing import Ratio
 from graphopt.samples import open_samples

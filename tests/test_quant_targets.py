@@ -11,7 +11,7 @@ import pytest
 
 from graphopt.api import compress
 from graphopt.model import Model
-from graphopt.passes.quant.ranges import affine, choose_range, squared_errors
+from graphopt.passes.quant.numbers.ranges import affine, choose_range, squared_errors
 from graphopt.runtime.session import open_session
 
 RNG = np.random.default_rng(5)

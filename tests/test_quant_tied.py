@@ -10,10 +10,10 @@ import pytest
 
 from graphopt.ir.graph import constants
 from graphopt.model import Model
-from graphopt.passes.quant.blocks import quantize_blocks, tied_tables
-from graphopt.passes.quant.dynamic import quantize_dynamic
-from graphopt.passes.quant.sites import DynamicSite, find_sites
-from graphopt.passes.quant.store import WeightStore
+from graphopt.passes.quant.nodes.sites import DynamicSite, find_sites
+from graphopt.passes.quant.numbers.store import WeightStore
+from graphopt.passes.quant.writing.blocks import quantize_blocks, tied_tables
+from graphopt.passes.quant.writing.dynamic import quantize_dynamic
 from graphopt.runtime.session import open_session
 from graphopt.targets import get_target
 from tests.helpers import parse

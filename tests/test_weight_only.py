@@ -15,10 +15,10 @@ from graphopt.evaluate import Evaluator
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.quant import Quant
-from graphopt.passes.quant.weight_decoder import packed_codes
-from graphopt.passes.quant.weight_forms import kernel_block
-from graphopt.passes.quant.weight_only import store_others
-from graphopt.passes.quant.weight_sites import Weight, find_weights
+from graphopt.passes.quant.storage.decoder import packed_codes
+from graphopt.passes.quant.storage.forms import kernel_block
+from graphopt.passes.quant.storage.weight_only import store_others
+from graphopt.passes.quant.storage.weights import Weight, find_weights
 from graphopt.progress import SilentProgress
 from graphopt.runtime.session import op_counts, optimized_model
 from graphopt.samples import random_samples
@@ -232,7 +232,7 @@ def test_weights_are_found_again_in_copies_whatever_their_order(monkeypatch: pyt
         listed.append([weight.constant.name for weight in weights])
         return weights[:: -1 if len(listed) > 1 else 1], skipped
 
-    monkeypatch.setattr("graphopt.passes.quant.weight_only.find_weights", turned)
+    monkeypatch.setattr("graphopt.passes.quant.storage.weight_only.find_weights", turned)
     proto = filled("""
     g (float[N, 32] x) => (float[N, 32] y) <float[32, 64] a, float[64, 32] b>
     { h = MatMul (x, a)  r = Tanh (h)  y = MatMul (r, b) }

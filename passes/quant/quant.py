@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 from graphopt.base import Pass, PassReport
 from graphopt.context import Context
 from graphopt.model import Model
-from graphopt.passes.quant.plans import IntegerOptions
 from graphopt.passes.quant.run import Run
-from graphopt.passes.quant.weight_only import WeightOptions, quantize_weights
+from graphopt.passes.quant.search.plans import IntegerOptions
+from graphopt.passes.quant.storage.weight_only import WeightOptions, quantize_weights
 
 
 @dataclass(frozen=True)

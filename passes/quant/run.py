@@ -11,22 +11,22 @@ from graphopt.context import Context
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.evaluate import Drop
 from graphopt.model import Model
-from graphopt.passes.quant.accounting import account, summary
-from graphopt.passes.quant.calibrate import Calibration, calibrate
-from graphopt.passes.quant.candidates import WORTH, Judged
-from graphopt.passes.quant.errors import OutputError, hardest
-from graphopt.passes.quant.frames import as_products
-from graphopt.passes.quant.judging import Judge
-from graphopt.passes.quant.opset import AT_RUN_TIME, PER_CHANNEL, PER_TENSOR, raised
-from graphopt.passes.quant.placement import joinable
-from graphopt.passes.quant.plans import IntegerOptions, make_plans
-from graphopt.passes.quant.search import Search
-from graphopt.passes.quant.sites import DynamicSite, find_sites
-from graphopt.passes.quant.tables import untying
-from graphopt.passes.quant.units import Unit, find_units, name_of
-from graphopt.passes.quant.verdict import describe, left_float, why_not
-from graphopt.passes.quant.weight_only import store_others
-from graphopt.passes.quant.workshop import Workshop
+from graphopt.passes.quant.accounting.accounting import account, summary
+from graphopt.passes.quant.nodes.placement import joinable
+from graphopt.passes.quant.nodes.sites import DynamicSite, find_sites
+from graphopt.passes.quant.nodes.units import Unit, find_units, name_of
+from graphopt.passes.quant.numbers.calibrate import Calibration, calibrate
+from graphopt.passes.quant.search.candidates import WORTH, Judged
+from graphopt.passes.quant.search.errors import OutputError, hardest
+from graphopt.passes.quant.search.judging import Judge
+from graphopt.passes.quant.search.plans import IntegerOptions, make_plans
+from graphopt.passes.quant.search.search import Search
+from graphopt.passes.quant.search.verdict import describe, left_float, why_not
+from graphopt.passes.quant.search.workshop import Workshop
+from graphopt.passes.quant.storage.weight_only import store_others
+from graphopt.passes.quant.writing.frames import as_products
+from graphopt.passes.quant.writing.opset import AT_RUN_TIME, PER_CHANNEL, PER_TENSOR, raised
+from graphopt.passes.quant.writing.tables import untying
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.samples import Samples
 from graphopt.shapes import infer_shapes

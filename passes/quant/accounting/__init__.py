@@ -1,0 +1,1 @@
+"""What ONNX Runtime made of the integers that were written."""

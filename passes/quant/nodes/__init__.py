@@ -1,0 +1,1 @@
+"""Which nodes can become integers, and which do so in company."""

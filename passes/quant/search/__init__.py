@@ -1,0 +1,1 @@
+"""What becomes integers: plans, the models made of them, what was measured, and which is kept."""

@@ -1,0 +1,1 @@
+"""How integers are written into a graph."""
