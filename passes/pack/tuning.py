@@ -39,8 +39,8 @@ _LEAST_SAMPLES = 32  # with fewer, too little is left when some are kept back
 _KEPT_BACK = 4  # one sample of so many
 _MOST_WEIGHTS = 2**26  # whose gradients are in memory together
 _STATIONS = 8  # layers on the way that are compared
-_ROUNDS = 2  # over all samples that are not kept back
 _BATCH = 8  # samples a step
+_STEPS = 24  # at least, in whole rounds over the samples that are not kept back
 _RATE = 1e-3  # length of the first steps, as a part of the size of what is tuned
 _WARMUP = 8  # steps until they are that long
 _TINY = 1e-30
@@ -162,14 +162,15 @@ def _descend(
     present = best = [value / size for value, size in zip(start, sizes, strict=True)]
     adam = Adam(present)
     steps = math.ceil(len(used) / _BATCH)
+    total = math.ceil(_STEPS / steps) * steps
     try:
         before = least = objective.error(map(both, kept))
-        for step in progress.track(range(_ROUNDS * steps), "tune", _ROUNDS * steps):
+        for step in progress.track(range(total), "tune", total):
             chosen = used[step % steps :: steps]
             gradients = objective.gradients(map(both, chosen))
             slopes = [slope for book, gradient in zip(books, gradients, strict=True) for slope in book.slopes(gradient)]
             scaled = [slope * (size / len(chosen)) for slope, size in zip(slopes, sizes, strict=True)]
-            present = adam.step(present, scaled, _rate(step, _ROUNDS * steps))
+            present = adam.step(present, scaled, _rate(step, total))
             _put(books, present, sizes)
             if (step + 1) % steps == 0 and (error := objective.error(map(both, kept))) < least:
                 least, best = error, present
