@@ -220,7 +220,7 @@ def test_what_is_besides_a_layer_is_left_out_of_its_target(op: str) -> None:
 @pytest.mark.parametrize("level", [3.0, 1e-38])
 def test_inputs_that_do_not_vary_have_no_covariance(level: float) -> None:
     """What rounding leaves may be negative, and no matrix to divide by."""
-    model = conv_model((None, 4, 5, 5), (4, 1, 3, 3), group=4)
+    model = conv_model((1, 4, 5, 5), (4, 1, 3, 3), group=4)
     images = RNG.normal(size=(6, 1, 4, 5, 5)).astype(np.float32)
     images[:, :, 1] = level * (1 + 1e-7 * RNG.normal(size=(6, 1, 5, 5)))
     samples = open_samples([{"x": image} for image in images], model.interface)
