@@ -37,7 +37,6 @@ from graphopt.passes.fold import Fold
 from graphopt.passes.prune import Prune
 from graphopt.passes.prune.channels.plan import Plan, make_plan
 from graphopt.passes.prune.channels.structured import in_rounds
-from graphopt.passes.prune.imagined import imagining
 from graphopt.reader import load
 from graphopt.runtime.session import open_session
 from graphopt.runtime.timing import paired_ratio
@@ -59,8 +58,7 @@ class Case:
     Attributes:
         path: Where the folded model lies.
         data: Where its samples lie.
-        context: Has the samples and what was imagined of them.
-        seconds: That it took to imagine them.
+        context: Has the samples.
         plans: What our methods intend, as far as they have been asked, with the seconds that it took.
     """
 
@@ -68,7 +66,6 @@ class Case:
     model: Model
     data: Path
     context: Context
-    seconds: float
     evaluator: Path | None
     plans: dict[str, tuple[Plan, float]] = field(default_factory=dict)
 
@@ -137,9 +134,7 @@ def _folded(path: Path, data: Path, keep: Path, count: int, evaluator: Path | No
     before = keep / f"{path.stem}.before.json"
     if not before.exists():
         before.write_text(json.dumps(metric_of(evaluator, kept)))
-    start = time.process_time()
-    context = imagining(model, _context(model, samples))
-    return Case(kept, model, data, context, time.process_time() - start, evaluator)
+    return Case(kept, model, data, _context(model, samples), evaluator)
 
 
 def _context(model: Model, samples: Samples) -> Context:
@@ -166,13 +161,13 @@ def _make(case: Case, keep: Path, ratio: float, method: str, peers: str) -> None
 
 
 def _pruned(case: Case, ratio: float, method: str) -> tuple[Model, float]:
-    """Return the pruned model, and the seconds of imagining, planning and carrying out."""
+    """Return the pruned model, and the seconds of planning and carrying out."""
     options = OPTIONS[method]
     plan, planned = case.plan(method)
     model, start = case.model.copy(), time.process_time()
     in_rounds(plan, model, ratio, case.context, options)
     clean(model.graph)
-    return model, case.seconds + planned + time.process_time() - start
+    return model, planned + time.process_time() - start
 
 
 @main.command()

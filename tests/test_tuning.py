@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
 from graphopt.gradients.adam import Adam
+from graphopt.gradients.objective import Objective
 from graphopt.gradients.tuning import tune
 from graphopt.ir.graph import constants
 from graphopt.model import Model
 from graphopt.progress import SilentProgress
-from graphopt.samples import random_samples
+from graphopt.samples import open_samples, random_samples
 from tests.helpers import outputs_of, random_feeds
 from tests.test_prune import model_of, random, values
 
@@ -100,3 +104,38 @@ def test_steps_are_a_part_of_the_size_of_the_weight() -> None:
     found = Adam(weights).step(weights, [np.ones(3, np.float32), np.full(3, -1e6, np.float32)], 0.01)
     assert found[0] == pytest.approx(np.full(3, 99.0), rel=1e-5)
     assert found[1] == pytest.approx(np.full(3, 1.01e-3), rel=1e-5)
+
+
+def test_samples_kept_apart_say_how_much_of_the_change_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descent that goes four times as far as the original lies is taken back to a quarter."""
+    model, compressed = original(), without_small(original())
+    seen = []
+
+    def too_far(objective: Objective, pairs: Sequence[Any], *_: Any) -> None:
+        seen.append(len(pairs))
+        for constant in objective.weights:
+            constant.values = constant.values + 4 * (values(model, constant.name) - constant.values)
+
+    monkeypatch.setattr("graphopt.gradients.tuning._descend", too_far)
+    samples = random_samples(model.interface, count=64)
+    assert tune(model, compressed, samples, SilentProgress(), np.random.default_rng(0), apart=4) == (3, "")
+    assert seen == [48]
+    for name in ("w", "b", "v"):
+        np.testing.assert_allclose(values(compressed, name), values(model, name), atol=1e-5)
+
+
+@pytest.mark.parametrize("which", [slice(3, None, 4), slice(0, None, 4)])
+def test_only_samples_kept_apart_judge(monkeypatch: pytest.MonkeyPatch, which: slice) -> None:
+    """What makes these alone better is kept, and what makes others alone better is not."""
+    text = "m (float[1,2] x) => (float[1,2] y) { y = MatMul(x, w) }"
+    model, compressed = (model_of(text, w=np.eye(2, dtype=np.float32) * size) for size in (1, 2))
+    feeds = np.tile(np.float32([[1, 0]]), (64, 1, 1))
+    feeds[which] = [[0, 1]]
+    samples = open_samples([{"x": item} for item in feeds], model.interface)
+
+    def one_right(objective: Objective, *_: Any) -> None:
+        objective.weights[0].values = np.diag(np.float32([3, 1]))
+
+    monkeypatch.setattr("graphopt.gradients.tuning._descend", one_right)
+    count, _ = tune(model, compressed, samples, SilentProgress(), np.random.default_rng(0), apart=4)
+    assert count == (which.start == 3)

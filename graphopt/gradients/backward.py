@@ -57,7 +57,7 @@ class Gradients:
     """Gradients that a graph has been given.
 
     Attributes:
-        of: By the name of what was asked for, the tensor that its gradient is; those that are not known are missing.
+        of: By the name of the constant, the tensor that its gradient is; those that are not known are missing.
         stops: Names of nodes that no rule leads through: nothing is known of what lies before them.
     """
 
@@ -66,14 +66,14 @@ class Gradients:
 
 
 def add_gradients(
-    tape: Tape, seeds: Sequence[tuple[gs.Tensor, gs.Tensor]], weights: Collection[gs.Tensor]
+    tape: Tape, seeds: Sequence[tuple[gs.Tensor, gs.Tensor]], weights: Collection[gs.Constant]
 ) -> Gradients:
     """Add the nodes that compute the gradients of a sum with respect to weights.
 
     Args:
         tape: Writes into the graph; its nodes are in topological order.
         seeds: Tensors of the graph, each with the gradient of the sum with respect to it alone.
-        weights: Constants or inputs that are asked for, used in the main graph only.
+        weights: What is asked for, used in the main graph only.
     """
     nodes = list(tape.graph.nodes)
     given: dict[int, list[gs.Tensor]] = {}
@@ -110,7 +110,7 @@ def _sum(tape: Tape, parts: Sequence[gs.Tensor]) -> gs.Tensor:
     return parts[0] if len(parts) == 1 else tape.op("Sum", *parts)
 
 
-def _leading(nodes: Sequence[gs.Node], weights: Collection[gs.Tensor]) -> set[int]:
+def _leading(nodes: Sequence[gs.Node], weights: Collection[gs.Constant]) -> set[int]:
     """Return the ids of the nodes that depend on one of the weights."""
     reached = {id(item) for item in weights}
     found = set()

@@ -35,12 +35,15 @@ _ROUNDS = 3  # over all samples
 _BATCH = 16  # samples a step
 _RATE = 1e-3  # length of the first steps, as a part of the size of each weight
 _WARMUP = 8  # steps until they are that long
+_PARTS = 1.0, 0.5, 0.25  # of the way that was gone, how much may be kept
 
 
 def tune(
-    original: Model, compressed: Model, samples: Stream, progress: Progress, rng: np.random.Generator
+    original: Model, compressed: Model, samples: Stream, progress: Progress, rng: np.random.Generator, *, apart: int = 0
 ) -> tuple[int, str]:
     """Tune weights and biases of a compressed model's linear layers in place; weights that are zero stay zero.
+
+    From few samples they soon learn what holds for these only. So others say how much of the change is kept.
 
     Args:
         original: Gives the targets; its tensors have the same names.
@@ -48,6 +51,7 @@ def tune(
         samples: What both run on.
         progress: Where it reports.
         rng: Chooses the order of the samples.
+        apart: Every so many-th sample is not tuned on, but says how much is kept; 0: all are for both.
 
     Returns:
         How many constants were tuned, and if none why.
@@ -66,17 +70,21 @@ def tune(
         feeds: Sequence[Results] = list(samples)
         if cut:
             feeds = results(side.between(0, cut, side.crossing(cut)), samples, shelf)
-        pairs = [pair for pair in zip(feeds, aims, strict=True) if usable(*pair)]
-        if not wanted or not pairs:
+        pairs = list(zip(feeds, aims, strict=True))
+        judges = pairs[apart - 1 :: apart] if 1 < apart <= len(pairs) else pairs
+        learnt = [pair for index, pair in enumerate(pairs) if judges is pairs or (index + 1) % apart]
+        learnt, judges = ([pair for pair in part if usable(*pair)] for part in (learnt, judges))
+        if not wanted or not learnt or not judges:
             return 0, "there are no outputs with finite values to compare"
         tail = side.between(cut, len(compressed.graph.nodes), wanted)
         own = {item.name: item for layer in layers for item in _own(layer, shown)}
-        objective = Objective(tail, own.keys(), spreads(pairs, wanted), fetched(pairs[0][0]))
+        objective = Objective(tail, own.keys(), spreads(learnt, wanted), fetched(learnt[0][0]))
         if not objective.weights:
             return 0, f"no gradients lead through {', '.join(objective.stops[:3])}"
-        before = objective.error(map(both, pairs))
-        _descend(objective, pairs, progress, rng)
-        if not objective.error(map(both, pairs)) < before:
+        start = [item.values for item in objective.weights]
+        before = objective.error(map(both, judges))
+        _descend(objective, learnt, progress, rng)
+        if not _keep_best(objective, start, judges) < before:
             return 0, "it comes no closer to the original"
     for constant in objective.weights:
         own[constant.name].values = constant.values
@@ -98,6 +106,18 @@ def _descend(
         fresh = adam.step(present, gradients, _rate(step, _ROUNDS * steps))
         for constant, values, kept in zip(objective.weights, fresh, stays, strict=True):
             constant.values = np.where(kept, values, 0)
+
+
+def _keep_best(objective: Objective, start: Sequence[np.ndarray], judges: Sequence[tuple[Results, Results]]) -> float:
+    """Go back to the best part of the way from the first weights to the present ones; return its error."""
+    end = [item.values for item in objective.weights]
+
+    def error(part: float) -> float:
+        for constant, first, last in zip(objective.weights, start, end, strict=True):
+            constant.values = (first + part * (last - first)).astype(last.dtype)
+        return objective.error(map(both, judges))
+
+    return error(min(_PARTS, key=error))
 
 
 def _rate(step: int, steps: int) -> float:

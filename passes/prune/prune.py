@@ -39,8 +39,8 @@ class Prune(Pass):
     bear; channels between linear layers go in the coordinates that matter least. Then all layers are fitted front to
     back, those of branches to what their shortcuts leave; those of which fewer observations than inputs are seen are
     only scaled, to vary as they did. More than a fifth of a cost goes in several such rounds. At last weights are tuned
-    together by gradients (`graphopt/gradients`), towards the outputs of the original. Samples that are pictures to be
-    classified count with versions that are changed towards other classes by the model's own gradients.
+    together by gradients (`graphopt/gradients`), towards the outputs of the original, as far as samples gain by it that
+    are kept apart.
 
     The ratio of channels is one of the model as the pass finds it: what went before has left no trace, so that a second
     run takes the same fraction once more. Zeros are seen, and a second run finds as many as it wants.

@@ -13,8 +13,7 @@ from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune.channels.one_round import carry_out
 from graphopt.passes.prune.channels.plan import Plan, make_plan
-from graphopt.passes.prune.imagined import imagining
-from graphopt.passes.prune.variety import Varied
+from graphopt.passes.prune.variety import SHARES, Varied
 from graphopt.shapes import infer_shapes
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ def prune_channels(model: Model, context: Context, options: Prune) -> PassReport
             are ranked by weights alone.
         options: `ratio`, `of`, `criterion`, `scope` and `reconstruct` count.
     """
-    context = imagining(model, context)
     plan = make_plan(model, context, options)
     if not plan.found.groups:
         return PassReport(0, (*plan.found.skips, Skip("model", "no channels of it can be removed")))
@@ -92,7 +90,7 @@ def _tuned(original: Model, model: Model, report: PassReport, context: Context, 
     if not report.changed or not options.reconstruct or context.samples is None:
         return report
     samples = Varied(context.samples)
-    tuned, reason = tune(original, model, samples, context.progress, context.rng("prune/tune"))
+    tuned, reason = tune(original, model, samples, context.progress, context.rng("prune/tune"), apart=SHARES)
     skips = (Skip("model", f"not tuned: {reason}"),) if reason else ()
     return replace(report, skipped=(*report.skipped, *skips), metrics={**report.metrics, "tuned": tuned})
 
