@@ -18,7 +18,8 @@ class Half(Pass):
     """Weights, or the whole graph, in 16-bit floats.
 
     Processors have few fp16 kernels and slow ones, so there (`compute=storage`) only the weights are stored in 16 bits,
-    each behind a Cast that ONNX Runtime evaluates once, at load: half the file, and the float graph runs.
+    each behind a Cast that ONNX Runtime evaluates once, at load: half the file, and the float graph runs. Where that
+    loses more than the limit, the weights that alone do so are found by halving, and stay float.
 
     For GPUs (`compute=graph`) operators compute in fp16: ``y = Cast(op(Cast(x)))``, with a Cast only where 16 and 32
     bits meet. Inputs and outputs keep their types. An operator stays in float ("island") if on the samples one of its
