@@ -12,6 +12,7 @@ from graphopt.base import PassReport
 from graphopt.context import Context
 from graphopt.cost import figures
 from graphopt.evaluate import Evaluator
+from graphopt.gradients.tuning import tune
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune import Prune
@@ -81,22 +82,32 @@ def test_layers_that_cannot_be_read_are_refused(layers: str) -> None:
         Prune(pattern="channels", layers=layers)
 
 
-def test_high_ratios_are_reached_in_rounds_that_rank_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    plans: list[Model] = []
+@pytest.mark.parametrize(("ratio", "rounds"), [(0.2, 1), (0.3, 2), (0.7, 6)])
+def test_ratios_are_reached_in_rounds_that_rank_afresh(
+    monkeypatch: pytest.MonkeyPatch, ratio: float, rounds: int
+) -> None:
+    plans, teachers = [], []
 
     def counted(model: Model, *rest: Any) -> Plan:
         plans.append(model)
         return make_plan(model, *rest)
 
+    def watched(original: Model, *rest: Any, **options: Any) -> tuple[int, str]:
+        teachers.append(original)
+        return tune(original, *rest, **options)
+
     monkeypatch.setattr("graphopt.passes.prune.channels.structured.make_plan", counted)
-    model, smaller, report = pruned(WIDE.text, of="macs", ratio=0.7)
-    assert 2 <= len(plans) <= 6
+    monkeypatch.setattr("graphopt.passes.prune.channels.structured.tune", watched)
+    model, smaller, report = pruned(WIDE.text, of="macs", ratio=ratio)
+    assert 1 < len(plans) <= rounds or len(plans) == rounds == 1, "what goes too much at once saves a round"
+    assert len(teachers) == 1
+    assert error_of(model, teachers[0]) == 0, "tuning is towards the model of before, not that of the last round"
     feeds = random_feeds(model.to_proto(), 0)
     macs = [figures(item, shapes_for(item, feeds)).macs for item in (smaller, model)]
     assert macs[0] is not None
     assert macs[1] is not None
     assert report.metrics["macs_left"] == pytest.approx(macs[0] / macs[1])
-    assert macs[0] / macs[1] <= 0.3
+    assert macs[0] / macs[1] <= 1 - ratio
 
 
 def test_auto_stays_within_its_part_of_the_limit() -> None:
