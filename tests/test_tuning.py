@@ -129,13 +129,25 @@ def test_only_samples_kept_apart_judge(monkeypatch: pytest.MonkeyPatch, which: s
     """What makes these alone better is kept, and what makes others alone better is not."""
     text = "m (float[1,2] x) => (float[1,2] y) { y = MatMul(x, w) }"
     model, compressed = (model_of(text, w=np.eye(2, dtype=np.float32) * size) for size in (1, 2))
-    feeds = np.tile(np.float32([[1, 0]]), (64, 1, 1))
+    feeds = np.tile(np.array([[1, 0]], np.float32), (64, 1, 1))
     feeds[which] = [[0, 1]]
     samples = open_samples([{"x": item} for item in feeds], model.interface)
 
     def one_right(objective: Objective, *_: Any) -> None:
-        objective.weights[0].values = np.diag(np.float32([3, 1]))
+        objective.weights[0].values = np.diag(np.array([3, 1], np.float32))
 
     monkeypatch.setattr("graphopt.gradients.tuning._descend", one_right)
     count, _ = tune(model, compressed, samples, SilentProgress(), np.random.default_rng(0), apart=4)
     assert count == (which.start == 3)
+
+
+def test_inputs_that_have_values_of_their_own() -> None:
+    """What a caller may override is an input of the parts that are tuned, and samples need not give it."""
+    text = """m (float[N,8] x, float[1] s) => (float[N,6] y) {
+        a = Gemm(x, w, b)  r = Relu(a)  c = MatMul(r, v)  y = Mul(c, s)
+    }"""
+    scale = np.array([2], np.float32)
+    model = model_of(text, w=random(8, 12), b=random(12, seed=1), v=random(12, 6, seed=2), s=scale)
+    samples = open_samples({"x": random(64, 8)}, model.interface, optional=frozenset({"s"}))
+    compressed = without_small(model)
+    assert tune(model, compressed, samples, SilentProgress(), np.random.default_rng(0)) == (3, "")

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from graphopt.ir.graph import StoredPayload
 from graphopt.model import Model
 from graphopt.moments import Stream
 from graphopt.runtime.session import open_session
+from graphopt.samples import Feeds
 from graphopt.walk import Shelf, loaded
 
 Results = Mapping[str, Any]
 """Values by the name of their tensor, as a `Shelf` holds them."""
 _TINY = 1e-12
 _SQUASHING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
+
+
+class Complete:
+    """Samples, with the values that a model has itself for inputs that they leave out; re-iterable.
+
+    Args:
+        samples: What there is.
+        model: Has the values.
+    """
+
+    def __init__(self, samples: Stream, model: Model) -> None:
+        self._samples = samples
+        self._values = {
+            name: held.load() if isinstance(held, StoredPayload) else held
+            for name, held in model.graph.defaults.items()
+        }
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """Yield the samples."""
+        for feeds in self._samples:
+            yield {**self._values, **feeds}
 
 
 def targets(model: Model) -> list[str]:

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from graphopt.cut import Side
 from graphopt.gradients.adam import Adam
 from graphopt.gradients.backward import OPSET
-from graphopt.gradients.examples import Results, both, fetched, results, spreads, targets, usable
+from graphopt.gradients.examples import Complete, Results, both, fetched, results, spreads, targets, usable
 from graphopt.gradients.objective import Objective
 from graphopt.layers import LinearLayer, linear_layers
 from graphopt.model import Model
@@ -62,7 +62,7 @@ def tune(
     layers = [layer for layer in linear_layers(compressed) if _own(layer, shown)]
     if compressed.graph.opset < OPSET or not layers:
         return 0, f"gradients need layers in float32 and opset {OPSET}"
-    side, wanted = Side(compressed), targets(compressed)
+    side, wanted, samples = Side(compressed), targets(compressed), Complete(samples, compressed)
     cut = _start(side, layers)
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         shelf = Shelf(Path(folder))

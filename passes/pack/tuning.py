@@ -25,7 +25,7 @@ from graphopt.cut import Side
 from graphopt.errors import ModelError
 from graphopt.gradients.adam import Adam
 from graphopt.gradients.backward import OPSET
-from graphopt.gradients.examples import Results, both, fetched, results, spreads, targets, usable
+from graphopt.gradients.examples import Complete, Results, both, fetched, results, spreads, targets, usable
 from graphopt.gradients.objective import Objective
 from graphopt.layers import linear_layers
 from graphopt.model import Model
@@ -101,8 +101,9 @@ def _tuned(
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         teacher = Side(original).between(0, len(original.graph.nodes), names)
         shelf = Shelf(Path(folder))
-        feeds = [{name: shelf.put(value) for name, value in sample.items()} for sample in samples]
-        aims = results(teacher, samples, shelf)
+        whole = Complete(samples, rounded)
+        feeds = [{name: shelf.put(value) for name, value in sample.items()} for sample in whole]
+        aims = results(teacher, whole, shelf)
         pairs = [pair for pair in zip(feeds, aims, strict=True) if usable(*pair)]
         if len(pairs) < _LEAST_SAMPLES:
             return Tuning(1.0, f"on {len(pairs)} samples all is finite, and {_LEAST_SAMPLES} are needed")
