@@ -7,8 +7,10 @@ from pathlib import Path
 import onnx
 import pytest
 
+from benchmarks import int8_tools
 from benchmarks.int8_race import Lap, read, rows, write
 from benchmarks.int8_tools import Outcome, Speed, best_of_ours, best_peer, conversions
+from graphopt.targets import get_target
 from tests.helpers import parse
 
 HEAD = "g (float[1, 4] x) => (float[1, 4] y) <float s = {0.1}, uint8 z = {128}, float t = {0.2}>"
@@ -59,6 +61,15 @@ def test_of_both_limits_the_faster_result_counts_that_loses_no_more_than_the_pee
     assert best_of_ours(outcomes, speeds, "ORT static") == "graphopt, 3 %"
     assert best_of_ours(outcomes, speeds, "float") == "graphopt"
     assert best_of_ours({**outcomes, "graphopt": outcome("graphopt", 0.8)}, speeds, "float") == "graphopt"
+
+
+@pytest.mark.parametrize(("target", "tried"), [("cpu-avx2", True), ("cpu-vnni", False)])
+def test_weights_of_7_bits_are_tried_only_where_8_saturate(
+    monkeypatch: pytest.MonkeyPatch, target: str, tried: bool
+) -> None:
+    monkeypatch.setattr(int8_tools, "get_target", lambda _: get_target(target))
+    assert ("ORT static, 7 bits" in int8_tools.tools("any")) == tried
+    assert "ORT static, all operators" in int8_tools.tools("any")
 
 
 def test_a_whole_run_may_take_half_of_the_processor_time_of_entropy_calibration(tmp_path: Path) -> None:
