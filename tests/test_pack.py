@@ -405,6 +405,17 @@ def test_options() -> None:
     assert not Pack(bits=4).lossless
 
 
+def test_names_on_the_way_to_a_weight_are_short() -> None:
+    """A file holds each of them three times."""
+    long = "encoder.layers.11.attention.query.weight"
+    model = graph_model([helper.make_node("MatMul", ["x", long], ["y"])], {long: palette(16)}, {"y": [1, COLUMNS]})
+    result, report = packed(model)
+    assert report.changed == 1
+    decoder = result.to_proto().graph.node[:-1]
+    assert [node.output[0] for node in decoder if long in node.output[0]] == [long]
+    assert all(node.name == node.output[0] for node in decoder)
+
+
 # The way back
 
 
