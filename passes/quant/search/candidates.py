@@ -12,6 +12,9 @@ from graphopt.passes.quant.nodes.placement import Placement
 from graphopt.passes.quant.search.plans import Plan
 from graphopt.runtime.timing import Ratio
 
+WORTH = 0.1  # of the weights' bytes saved is worth an int8 model that is about as fast
+EQUAL = 0.03  # latencies closer than this are equal, and the smaller or more exact candidate wins
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -47,10 +50,6 @@ class Written:
     model: Model
     placement: Placement
     changed: int
-
-
-WORTH = 0.1  # of the weights' bytes saved is worth an int8 model that is about as fast
-EQUAL = 0.03  # latencies closer than this are equal, and the smaller or more exact candidate wins
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from graphopt.runtime.compare import leaves
 from graphopt.runtime.session import Outputs, Session, open_session
 from graphopt.samples import Feeds, Samples
 
+RoundingT = TypeVar("RoundingT")
+_EXACT = 0.002  # of the whole error; parts that cause less are not split
 _LEAST = float(np.finfo(np.float64).tiny)
 _RARE = np.float32(1e-12)  # probabilities below are as good as none
 _WHOLE = 1e-2  # how far the sum of probabilities may be off 1
@@ -122,10 +124,6 @@ def hardest(original: Model, model: Model, samples: Samples, count: int) -> list
 def _worst(squares: Mapping[str, float], energies: Mapping[str, float]) -> float:
     losses = [squares[name] / max(energies[name], _LEAST) for name in squares]
     return float(np.nan_to_num(max(losses, default=0.0), nan=np.inf, posinf=np.inf))
-
-
-RoundingT = TypeVar("RoundingT")
-_EXACT = 0.002  # of the whole error; parts that cause less are not split
 
 
 def attribute(

@@ -13,10 +13,13 @@ from graphopt.passes.quant.nodes.sites import MATRICES, DynamicSite, weight_size
 from graphopt.passes.quant.nodes.units import Unit, name_of
 from graphopt.passes.quant.numbers.ranges import RangeMethod
 
+Mode = Literal["auto", "static", "dynamic", "blocks"]
 Fallback = Literal["dynamic", "blocks"]
 FALLBACKS: tuple[Fallback, ...] = get_args(Fallback)
 """Forms that round less than fixed ranges do, the faster one first."""
 _MEANING = {"dynamic": "with ranges found at run time", "blocks": "with weights in blocks"}
+_BLOCKS = 2**20  # weights in matrices from which on blocks are tried
+_DELICATE = frozenset({"attention", "softmax", "sigmoid"})  # their integers lose much for little time
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,6 @@ class Plan:
         """Return the plan with all other nodes left float."""
         static, dynamic, blocks = (part & positions for part in (self.static, self.dynamic, self.blocks))
         return replace(self, static=static, dynamic=dynamic, blocks=blocks)
-
-
-Mode = Literal["auto", "static", "dynamic", "blocks"]
-_BLOCKS = 2**20  # weights in matrices from which on blocks are tried
-_DELICATE = frozenset({"attention", "softmax", "sigmoid"})  # their integers lose much for little time
 
 
 @dataclass(frozen=True)
