@@ -3,13 +3,11 @@
     python -m benchmarks.rate_distortion RESULTS [--storage JSON]... --metric MODEL=NAME... --svg FILE [--markdown FILE]
 
 RESULTS is the folder of `benchmarks.int8 make`, JSON what `benchmarks.storage --json` has written; nothing is measured
-here. One panel a model: bytes on a logarithmic axis, the metric so that up is better. A point that is far worse than
-all others is in the table only; of points that lie on each other one has its label.
+here. One panel a model: bytes on a logarithmic axis, the metric so that up is better.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MARKERS = {"graphopt": "o", "onnxruntime": "s", "float": "D"}
-_MAKERS = {"graphopt": "graphopt", "ORT": "onnxruntime"}  # by the first letters of a tool
-_FAR = 5  # times as far from the original as the next: such a point would leave no room for the others
-_WIDE, _HIGH = 0.22, 0.04  # of a panel that a label takes up
 _LOWER_IS_BETTER = frozenset({"nll", "perplexity"})
 _PREFIXES = ("fold,", "share,", "prune:pattern=", "pack:")  # left out of labels: what all have in common
 
@@ -71,9 +66,8 @@ def points(model: str, metric: str, results: Path, storage: Sequence[Path]) -> l
     found = []
     for tool, made in outcomes(results / model).items():
         if made.metric and made.nbytes:
-            maker = next((maker for start, maker in _MAKERS.items() if tool.startswith(start)), tool)
-            label = tool.replace("graphopt", "quant", 1) if maker == "graphopt" else tool
-            found.append(Point(maker, label, made.nbytes, made.metric[metric]))
+            maker = tool if tool == "float" else tool.split(" ")[0].replace("ORT", "onnxruntime")
+            found.append(Point(maker, "quant" if tool == "graphopt" else tool, made.nbytes, made.metric[metric]))
     for result in (item for path in storage for item in read(path)):
         if result.row.model == model and result.row.after_bytes and result.row.metric_after:
             score = result.row.metric_after[metric]
@@ -98,15 +92,13 @@ def draw(panels: Mapping[str, Sequence[Point]], metrics: Mapping[str, str], path
     """Write the panels as SVG, side by side."""
     drawn, axes = figure(len(panels), height=3.6)
     for place, (model, found) in zip(axes, panels.items(), strict=True):
-        _panel(place, _near(found), metrics[model])
+        _panel(place, found, metrics[model])
         place.set_title(model, fontsize=10)
     axes[0].legend(loc="lower right", fontsize=7)
     save(drawn, path)
 
 
 def _panel(axes: Axes, found: Sequence[Point], metric: str) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
-
     for maker, colour in COLOURS.items():
         mine = [point for point in found if point.maker == maker]
         sizes, scores = [point.nbytes / 1e6 for point in mine], [point.score for point in mine]
@@ -115,9 +107,6 @@ def _panel(axes: Axes, found: Sequence[Point], metric: str) -> None:
         where = (point.nbytes / 1e6, point.score)
         axes.annotate(_short(point.label), where, (4, 4), textcoords="offset points", fontsize=6)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("MB")
     axes.set_ylabel(metric)
     axes.margins(0.12)
@@ -126,25 +115,12 @@ def _panel(axes: Axes, found: Sequence[Point], metric: str) -> None:
         axes.invert_yaxis()
 
 
-def _near(found: Sequence[Point]) -> list[Point]:
-    """Return the points without one that is far worse than all others, which only the table shows."""
-    whole = next(point.score for point in found if point.maker == "float")
-    *others, last = sorted(found, key=lambda point: abs(point.score - whole))
-    return others if abs(last.score - whole) > _FAR * abs(others[-1].score - whole) else list(found)
-
-
 def _told(found: Sequence[Point]) -> list[Point]:
-    """Return the points that get a label: none beside another one that has its own."""
-    scores, sizes = [point.score for point in found], [math.log(point.nbytes) for point in found]
-    high, wide = max(scores) - min(scores), max(sizes) - min(sizes)
-    told: list[Point] = []
+    """Return the points that get a label: of those at one place only the first."""
+    places: dict[tuple[str, float, float], Point] = {}
     for point in found:
-        if not any(
-            abs(math.log(point.nbytes / other.nbytes)) < _WIDE * wide and abs(point.score - other.score) < _HIGH * high
-            for other in told
-        ):
-            told.append(point)
-    return told
+        places.setdefault((point.maker, round(point.nbytes, -4), round(point.score, 3)), point)
+    return list(places.values())
 
 
 def _short(label: str) -> str:
