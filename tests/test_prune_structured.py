@@ -100,14 +100,27 @@ def test_ratios_are_reached_in_rounds_that_rank_afresh(
     monkeypatch.setattr("graphopt.passes.prune.channels.structured.tune", watched)
     model, smaller, report = pruned(WIDE.text, of="macs", ratio=ratio)
     assert 1 < len(plans) <= rounds or len(plans) == rounds == 1, "what goes too much at once saves a round"
-    assert len(teachers) == 1
-    assert error_of(model, teachers[0]) == 0, "tuning is towards the model of before, not that of the last round"
+    assert len(teachers) == (2 if ratio == 0.3 else 1), "up to a half, one round alone is tried as well"
+    assert all(error_of(model, teacher) == 0 for teacher in teachers), "tuning is towards the model of before"
     feeds = random_feeds(model.to_proto(), 0)
     macs = [figures(item, shapes_for(item, feeds)).macs for item in (smaller, model)]
     assert macs[0] is not None
     assert macs[1] is not None
     assert report.metrics["macs_left"] == pytest.approx(macs[0] / macs[1])
     assert macs[0] / macs[1] <= 1 - ratio
+
+
+@pytest.mark.parametrize("nearer", ["at once", "rounds"])
+def test_of_two_ways_the_nearer_is_kept(monkeypatch: pytest.MonkeyPatch, nearer: str) -> None:
+    structured = "graphopt.passes.prune.channels.structured"
+    distances = iter([0.0, 1.0] if nearer == "at once" else [1.0, 0.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{structured}.distance", lambda *_: next(distances))
+        _, found, _ = pruned(WIDE.text, of="macs", ratio=0.3)
+    monkeypatch.setattr(f"{structured}._ROUND", 0.5 if nearer == "at once" else 0.2)
+    monkeypatch.setattr(f"{structured}._AT_ONCE", 0.0)
+    _, expected, _ = pruned(WIDE.text, of="macs", ratio=0.3)
+    assert found.to_proto().graph.initializer == expected.to_proto().graph.initializer
 
 
 def test_auto_stays_within_its_part_of_the_limit() -> None:

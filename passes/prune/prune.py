@@ -38,7 +38,8 @@ class Prune(Pass):
     branches go that the layers reading them can best do without (group OBS), as many of each as the model's outputs
     bear; channels between linear layers go in the coordinates that matter least. Then all layers are fitted front to
     back, those of branches to what their shortcuts leave; those of which fewer observations than inputs are seen are
-    only scaled, to vary as they did. More than a fifth of a cost goes in several such rounds. At last weights are tuned
+    only scaled, to vary as they did. More than a fifth of a cost goes in several such rounds; up to half of it also
+    at once, and what comes closer to the original stays. At last weights are tuned
     together by gradients (`graphopt/gradients`), towards the outputs of the original, as far as samples gain by it that
     are kept apart.
 

@@ -83,6 +83,15 @@ def _change(model: Model, trial: Trial) -> None:
         node.inputs[index] = Constant(f"{node.inputs[index].name}/tried", change.taker.stored(change.matrix))
 
 
+def distance(model: Model, other: Model, samples: Samples) -> float:
+    """Return the error of another model's outputs; see `output_error`."""
+    found = []
+    for item in (model, other):
+        with open_session(item) as session:
+            found.append([session.run(feeds) for feeds in samples])
+    return output_error(found[0], found[1])
+
+
 class _Front:
     """What crosses a cut through a model on some samples, held; to move the cut forward costs what lies between.
 

@@ -13,6 +13,7 @@ from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune.channels.one_round import carry_out
 from graphopt.passes.prune.channels.plan import Plan, make_plan
+from graphopt.passes.prune.channels.sensitivity import distance
 from graphopt.passes.prune.variety import SHARES, Varied
 from graphopt.shapes import infer_shapes
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from graphopt.passes.prune.prune import Prune
 
 _ROUND = 0.2  # of the cost that is left; no more goes before what stays has been fitted and ranked afresh
+_AT_ONCE = 0.5  # of the cost; beyond that one round alone is not tried
+_JUDGES = 64  # samples that tell which way comes closer
 _MOST = 0.7  # largest ratio that ratio=auto tries
 _FINEST = 0.05  # of the cost that is left; ratio=auto looks no further
 
@@ -45,7 +48,8 @@ def in_rounds(plan: Plan, model: Model, ratio: float, context: Context, options:
     """Remove a ratio in place, a part at a time; then tune all weights together towards the model of before.
 
     Losses of single groups add up only while they are small: what a group is worth is found out anew once others have
-    gone and the rest has been fitted.
+    gone and the rest has been fitted. But each round is fitted to what the one before has made. So up to half of a cost
+    is removed both ways, and the model is kept that comes closer to the one of before.
 
     Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference",
     arXiv:1611.06440, which alternates removal and repair.
@@ -57,8 +61,21 @@ def in_rounds(plan: Plan, model: Model, ratio: float, context: Context, options:
         context: Its samples are those that what stays is fitted to.
         options: `of`, `layers` and `reconstruct` count.
     """
-    original = model.copy()
     rounds = max(1, math.ceil(math.log(1 - ratio) / math.log(1 - _ROUND) - 1e-9))
+    if rounds == 1 or ratio > _AT_ONCE or not options.reconstruct or context.samples is None:
+        return _removed(plan, model, ratio, rounds, context, options)
+    original, at_once = model.copy(), model.copy()
+    reports = [_removed(plan, way, ratio, count, context, options) for way, count in ((at_once, 1), (model, rounds))]
+    judges = context.samples.take(_JUDGES)
+    if distance(original, at_once, judges) < distance(original, model, judges):
+        model.graph = at_once.graph
+        return reports[0]
+    return reports[1]
+
+
+def _removed(plan: Plan, model: Model, ratio: float, rounds: int, context: Context, options: Prune) -> PassReport:
+    """Remove a ratio in place, in so many rounds, and tune."""
+    original = model.copy()
     left, reports = 1.0, []
     for index in range(rounds):
         wanted = (1 - ratio) ** ((index + 1) / rounds)
