@@ -21,8 +21,8 @@ _HEAD = """# Structured pruning at equal multiply-accumulates
     python -m benchmarks.pruning table zoo pruned --markdown pruning.md
 
 {machine}, one thread.
-Seconds are of one core, for planning and carrying out; of onnxsim those of one run. All start from the same folded model. Latency is that of ours over the folded original's, with its
-95 % interval."""
+Seconds are of one core, for planning and carrying out; of onnxsim those of one run. All start
+from the same folded model. Latency is that of ours over the folded original's, with its 95 % interval."""
 _COMMAND = "| model | file | zstd ratio | nodes | latency ratio (95 %) | metric | wall, peak memory | passes |"
 _GAINS = """## Pruned and quantized
 
