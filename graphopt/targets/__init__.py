@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graphopt.errors import UsageError
-from graphopt.targets.accelerators import INPUTS_ONLY, OPENVINO_KERNELS, TENSORRT_KERNELS
+from graphopt.targets.accelerators import INPUTS_ONLY, OPENVINO_KERNELS, TENSORRT_KERNELS, UNSIGNED_INPUTS_ONLY
 from graphopt.targets.kernels import CONDITIONS, CPU_KERNELS, X86, Convention, Form, Kernel
 from graphopt.targets.machine import instructions
 
@@ -73,7 +73,7 @@ _TARGETS = (
     Target("cpu-vnni", _CPU, frozenset({"avx2", "vnni"}), CPU_KERNELS),
     Target("cuda", _CUDA, frozenset(), ()),  # no integer kernels: an int8 graph runs on the CPU, with copies in between
     Target("tensorrt", _TENSORRT, frozenset(), TENSORRT_KERNELS, INPUTS_ONLY),
-    Target("openvino", _OPENVINO, frozenset(), OPENVINO_KERNELS, INPUTS_ONLY),
+    Target("openvino", _OPENVINO, frozenset(), OPENVINO_KERNELS, UNSIGNED_INPUTS_ONLY),
 )
 _GENERIC = Target("cpu", _CPU, frozenset(), CPU_KERNELS)
 
