@@ -39,8 +39,9 @@ _TITLE = """# Half of the weights zero: magnitude beside graphopt
 
     python -m benchmarks.sparsity zoo kept --evaluator efficientnet_lite0=imagenet ... --markdown sparsity.md
 
-{machine}, one thread; seconds are of the processor. "Error" is the squared error of
-the outputs over their energy, on samples that nothing was fitted to. The aim is at most half of magnitude's."""
+{machine}, one thread;
+seconds are of the processor. "Error" is the squared error of the outputs over their energy, on samples that nothing
+was fitted to. The aim is at most half of magnitude's."""
 _HEAD = (
     "| model | pattern | zeros | output error: magnitude | ours | ratio | metric: float | magnitude | ours "
     "| zstd: float | magnitude | ours | seconds |"
