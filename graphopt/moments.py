@@ -65,10 +65,7 @@ class LayerMoments:
 
         Inputs that hardly vary beside their mean have none: what the difference leaves of them is rounding.
         """
-        centred: np.ndarray = self.second - self.mean[:, :, None] * self.mean[:, None, :]
-        varies = np.einsum("gkk->gk", centred) > _ROUNDING * np.einsum("gkk->gk", self.second)
-        centred *= varies[:, :, None] & varies[:, None, :]
-        return centred
+        return _covariance(self.second, self.mean)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,18 +124,30 @@ class PairedMoments:
     def centred(self) -> PairedMoments:
         """The same about the means, for layers whose bias makes up for them; the means are zero then.
 
+        Inputs that hardly vary beside their mean are taken for constant: fitted to what rounding leaves of their
+        moments, weights of millions would come out.
+
         The split is not in it: of a large layer it is most of the memory.
         """
+        covariance, varies = _covariance(self.second, self.mean)
         return PairedMoments(
             self.layer,
-            self.second - self.mean[:, :, None] * self.mean[:, None, :],
+            covariance,
             np.zeros_like(self.mean),
-            self.cross - self.target_mean[:, :, None] * self.mean[:, None, :],
+            (self.cross - self.target_mean[:, :, None] * self.mean[:, None, :]) * varies[:, None, :],
             np.zeros_like(self.target_mean),
             np.maximum(self.energy - self.target_mean**2, 0.0),
             self.count,
             left_out=self.left_out,
         )
+
+
+def _covariance(second: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the covariance, zero for inputs that hardly vary, and which inputs vary, bool [groups, inputs]."""
+    centred: np.ndarray = second - mean[:, :, None] * mean[:, None, :]
+    varies = np.einsum("gkk->gk", centred) > _ROUNDING * np.einsum("gkk->gk", second)
+    centred *= varies[:, :, None] & varies[:, None, :]
+    return centred, varies
 
 
 def merged(parts: Sequence[PairedMoments]) -> PairedMoments:

@@ -224,6 +224,10 @@ def test_inputs_that_do_not_vary_have_no_covariance(level: float) -> None:
     images = RNG.normal(size=(6, 1, 4, 5, 5)).astype(np.float32)
     images[:, :, 1] = level * (1 + 1e-7 * RNG.normal(size=(6, 1, 5, 5)))
     samples = open_samples([{"x": image} for image in images], model.interface)
+    (paired,) = paired_moments(model, model, [Pair.same(linear_layers(model)[0])], samples)
+    assert not paired.centred.second[1].any()
+    assert not paired.centred.cross[1].any(), "nothing is to be fitted to what rounding left"
+    assert paired.centred.cross[0].any()
     (moments,) = layer_moments(model, linear_layers(model), samples)
     assert not moments.covariance[1].any()
     for group, covariance in enumerate(moments.covariance):
