@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PACK = "fold,share,pack:bits=auto"
-_ROW, _REST = 0.26, 0.9  # inches of a model, and of title and axis
+_ROW, _REST = 0.26, 1.1  # inches of a model, and of title, axis and legend
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def draw(bars: Sequence[Bar], path: Path) -> None:
     """Write both panels as SVG."""
     drawn, (times, files) = figure(2, height=_ROW * len(bars) + _REST, share_y=True)
     rows = range(len(bars))
-    for axes, index, title in ((times, 0, "time of the float model's"), (files, 1, "file of the float model's")):
+    for axes, index, title in ((times, 0, "time, of the float model's"), (files, 1, "file, of the float model's")):
         axes.axvline(1, color=COLOURS["float"], linewidth=0.8)
         peers, ours = [item.peer[index] for item in bars], [item.ours[index] for item in bars]
         axes.hlines(rows, [min(pair) for pair in zip(peers, ours, strict=True)], 1, color="#dddddd", zorder=1)
@@ -93,7 +93,7 @@ def draw(bars: Sequence[Bar], path: Path) -> None:
         axes.set_title(title, fontsize=9)
     _add_packed(files, bars)
     times.set_yticks(rows, [item.model for item in bars])
-    files.legend(loc="lower right", fontsize=7)
+    drawn.legend(*files.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     save(drawn, path)
 
 

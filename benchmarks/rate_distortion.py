@@ -16,13 +16,18 @@ from typing import TYPE_CHECKING
 import click
 
 from benchmarks.int8 import outcomes
+from benchmarks.int8_tools import OURS
 from benchmarks.plots import COLOURS, figure, save
 from benchmarks.storage import read
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_MAKERS = {OURS: "graphopt", "ORT": "onnxruntime", "float": "float"}  # by how names of tools begin
 _MARKERS = {"graphopt": "o", "onnxruntime": "s", "float": "D"}
+_TOGETHER = 0.04  # of the range of scores, and three times that of bytes
+_REACH = 4  # times what our own files lose at most
+_TICKS = tuple(digit * 10.0**power for power in range(-2, 4) for digit in (1, 2, 5))  # MB
 _LOWER_IS_BETTER = frozenset({"nll", "perplexity"})
 _PREFIXES = ("fold,", "share,", "prune:pattern=", "pack:")  # left out of labels: what all have in common
 
@@ -66,8 +71,8 @@ def points(model: str, metric: str, results: Path, storage: Sequence[Path]) -> l
     found = []
     for tool, made in outcomes(results / model).items():
         if made.metric and made.nbytes:
-            maker = tool if tool == "float" else tool.split(" ")[0].replace("ORT", "onnxruntime")
-            found.append(Point(maker, "quant" if tool == "graphopt" else tool, made.nbytes, made.metric[metric]))
+            maker = next(maker for start, maker in _MAKERS.items() if tool.startswith(start))
+            found.append(Point(maker, tool.replace(OURS, "quant"), made.nbytes, made.metric[metric]))
     for result in (item for path in storage for item in read(path)):
         if result.row.model == model and result.row.after_bytes and result.row.metric_after:
             score = result.row.metric_after[metric]
@@ -92,8 +97,10 @@ def draw(panels: Mapping[str, Sequence[Point]], metrics: Mapping[str, str], path
     """Write the panels as SVG, side by side."""
     drawn, axes = figure(len(panels), height=3.6)
     for place, (model, found) in zip(axes, panels.items(), strict=True):
-        _panel(place, found, metrics[model])
-        place.set_title(model, fontsize=10)
+        inside = _inside(found)
+        _panel(place, inside, metrics[model])
+        outside = f" ({len(found) - len(inside)} far below)" * (len(inside) < len(found))
+        place.set_title(model + outside, fontsize=10)
     axes[0].legend(loc="lower right", fontsize=7)
     save(drawn, path)
 
@@ -107,6 +114,10 @@ def _panel(axes: Axes, found: Sequence[Point], metric: str) -> None:
         where = (point.nbytes / 1e6, point.score)
         axes.annotate(_short(point.label), where, (4, 4), textcoords="offset points", fontsize=6)
     axes.set_xscale("log")
+    sizes = [point.nbytes / 1e6 for point in found]
+    ticks = [tick for tick in _TICKS if min(sizes) / 1.2 < tick < 1.2 * max(sizes)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("MB")
     axes.set_ylabel(metric)
     axes.margins(0.12)
@@ -115,18 +126,29 @@ def _panel(axes: Axes, found: Sequence[Point], metric: str) -> None:
         axes.invert_yaxis()
 
 
+def _inside(found: Sequence[Point]) -> list[Point]:
+    """Return all points but those so much worse than the float model that the others would lie on one line."""
+    whole = next(point.score for point in found if point.maker == "float")
+    reach = _REACH * max(abs(point.score - whole) for point in found if point.maker == "graphopt")
+    return [point for point in found if abs(point.score - whole) <= reach]
+
+
 def _told(found: Sequence[Point]) -> list[Point]:
-    """Return the points that get a label: of those at one place only the first."""
-    places: dict[tuple[str, float, float], Point] = {}
+    """Return the points that get a label: of those that lie together only the first."""
+    scores = [point.score for point in found]
+    near = _TOGETHER * (max(scores) - min(scores))
+    told: list[Point] = []
     for point in found:
-        places.setdefault((point.maker, round(point.nbytes, -4), round(point.score, 3)), point)
-    return list(places.values())
+        if not any(point.nbytes < (1 + 3 * _TOGETHER) * other.nbytes and abs(point.score - other.score) < near
+                   for other in told):  # fmt: skip
+            told.append(point)
+    return told
 
 
 def _short(label: str) -> str:
     for prefix in _PREFIXES:
         label = label.replace(prefix, "")
-    return "" if label == "float" else label.removeprefix("ORT ").removeprefix("graphopt ")
+    return "" if label == "float" else label.removeprefix("ORT ")
 
 
 if __name__ == "__main__":
