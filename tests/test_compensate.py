@@ -16,6 +16,7 @@ from graphopt.compensate import (
     refit_scales,
 )
 from graphopt.compensate.grid import project_all
+from graphopt.compensate.ridge import Problem, ridge
 
 ROWS, INPUTS = 24, 40
 
@@ -115,3 +116,17 @@ def test_refits_find_an_exact_answer(layer: tuple[np.ndarray, np.ndarray]) -> No
     weight = levels[codes] * scale
     np.testing.assert_allclose(refit_levels(weight, codes, scale, moment, levels + 0.1), levels, atol=1e-8)
     np.testing.assert_allclose(refit_scales(weight, levels[codes], moment, np.ones((ROWS, 1))), scale, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6, 0.0])
+def test_inputs_next_to_nothing_get_no_weights_of_millions(size: float) -> None:
+    """Such an input may tell all that another one lacks; a weight that makes that of it could not be rounded."""
+    rng = np.random.default_rng(3)
+    inputs = rng.normal(size=(400, 5))
+    targets = inputs @ rng.normal(size=(5, 2)) * 4
+    inputs[:, 0] *= size
+    problem = Problem(inputs.T @ inputs / 400, targets.T @ inputs / 400, np.square(targets).mean(axis=0))
+    (weight,) = ridge(problem, np.ones((2, 5)), [1e-4])
+    assert np.abs(weight).max() < 20
+    assert (weight[:, 0] == 1).all() == (size < 1)
+    assert problem.loss(weight) < problem.loss(np.ones((2, 5)))

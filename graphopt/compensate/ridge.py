@@ -3,7 +3,8 @@
 With inputs x and targets t of a layer the loss of weights W is ``E |t - W x|^2``, a quadratic form in the moments
 ``E x x^T`` and ``E t x^T``. Where samples are few the minimum fits their noise, so that the weights are held to those
 that were there before: ``+ strength * sum_k E x_k^2 |w_k - v_k|^2``, which no scaling of an input changes. How strongly
-is decided on samples that the fit did not see.
+is decided on samples that the fit did not see. Weights of inputs that are next to nothing beside the others stay: these
+may tell something, but by weights of millions, which no rounding bears.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_NOTHING = 1e-4  # of the inputs' mean energy, a hundredth in size
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,8 @@ def ridge(problem: Problem, prior: np.ndarray, strengths: Sequence[float]) -> li
         Weights, [..., rows, inputs] each, in float64.
     """
     diagonal = np.einsum("...kk->...k", problem.second)
-    scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    free = diagonal > _NOTHING * diagonal.mean(axis=-1, keepdims=True)
+    scale = np.sqrt(np.where(free, diagonal, np.inf))
     values, vectors = np.linalg.eigh(problem.second / (scale[..., :, None] * scale[..., None, :]))
     change = (problem.cross - prior @ problem.second) / scale[..., None, :] @ vectors
     values = np.maximum(values, 0.0)
