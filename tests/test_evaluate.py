@@ -706,6 +706,13 @@ def test_latency_on_random_inputs_uses_those_that_run(random_samples: list[Any])
     assert evaluator(classifier()).race(classifier(), classifier()) is None
 
 
+def test_large_models_are_timed_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.evaluate._LARGE", 0)
+    ratio = evaluator(classifier(), FakeSamples(normal(2))).latency(classifier(), classifier(), seconds=0.1)
+    assert ratio is not None
+    assert ratio.pairs == 5
+
+
 def test_candidates_race_where_the_target_is_here() -> None:
     judge = evaluator(classifier(), FakeSamples(normal(20)))
     ratio = judge.race(classifier(), classifier())

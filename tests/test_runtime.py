@@ -21,7 +21,14 @@ from graphopt.runtime import timing
 from graphopt.runtime.compare import ANYTHING, Distance, difference, leaves, sums
 from graphopt.runtime.messages import one_line
 from graphopt.runtime.session import available_providers, op_counts, open_session, optimized_model
-from graphopt.runtime.timing import Ratio, median_interval, paired_ratio, quickest_ratio, reopened_ratio
+from graphopt.runtime.timing import (
+    Ratio,
+    median_interval,
+    paired_ratio,
+    quickest_ratio,
+    reopened_ratio,
+    successive_ratio,
+)
 
 LINEAR = """g (float[N, 2] x) => (float[N, 3] y)
 <float[2, 3] w = {1, 2, 3, 4, 5, 6}> { h = MatMul(x, w) y = Relu(h) }"""
@@ -505,6 +512,24 @@ def test_reopening_shows_what_placement_does(clock: Clock) -> None:
     assert len(opened) == 6
     assert all(worker.closed == 1 for worker in opened)
     assert [worker._name for worker in opened] == ["A", "B", "B", "A", "A", "B"]
+
+
+def test_large_models_are_never_open_together(clock: Clock) -> None:
+    opened: list[Worker] = []
+    costs = {"A": itertools.cycle([0.01]), "B": itertools.cycle([0.02, 0.021, 0.019, 0.03, 0.02])}
+
+    def open_worker(name: str) -> Any:
+        assert all(worker.closed for worker in opened)
+        cost = next(costs[name])
+        opened.append(Worker(clock, lambda *_: cost, [], name))
+        return opened[-1]
+
+    ratio = successive_ratio(lambda: open_worker("A"), lambda: open_worker("B"), FEEDS)
+    assert (ratio.median, ratio.low, ratio.high) == pytest.approx((2.0, 1.9, 3.0))
+    assert ratio.pairs == 5
+    assert [worker._name for worker in opened] == ["A", "B", "B", "A", "A", "B", "B", "A", "A", "B"]
+    with pytest.raises(ValueError, match="at least one feed"):
+        successive_ratio(lambda: open_worker("A"), lambda: open_worker("B"), [])
 
 
 def test_the_quickest_runs_count_whatever_breaks_into_others(clock: Clock) -> None:

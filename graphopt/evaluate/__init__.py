@@ -19,7 +19,7 @@ from graphopt.evaluate.sameness import Reference, Sameness, check_sameness
 from graphopt.model import Interface, Model
 from graphopt.progress import Progress, SilentProgress
 from graphopt.runtime.session import CPU, Session, available_providers, open_session, refuse_hazards
-from graphopt.runtime.timing import Ratio, quickest_ratio, reopened_ratio
+from graphopt.runtime.timing import Ratio, quickest_ratio, reopened_ratio, successive_ratio
 
 if TYPE_CHECKING:
     from graphopt.samples import Feeds, Samples
@@ -29,6 +29,7 @@ __all__ = ["Drop", "Evaluator", "Metric", "Sameness"]
 
 _SAME_PROBES, _SAME_RANDOM = 4, 2  # inputs that outputs are compared on
 _TIMED_PROBES, _TIMED_RANDOM = 8, 4  # inputs that are timed
+_LARGE = 2**30  # bytes of weights, of which a session may hold two copies: two such models are not opened together
 _RACED_PROBES = 4  # of them, where many models are
 
 
@@ -205,7 +206,8 @@ class Evaluator:
         probes = self._timed_on(before)
         if not probes:
             return None
-        return reopened_ratio(lambda: self._open(before), lambda: self._open(after), probes, seconds=seconds)
+        timed = successive_ratio if before.weight_bytes > _LARGE else reopened_ratio
+        return timed(lambda: self._open(before), lambda: self._open(after), probes, seconds=seconds)
 
     def race(self, before: Model, after: Model) -> Ratio | None:
         """Return time of `after` over time of `before` from a few runs: to choose among candidates.

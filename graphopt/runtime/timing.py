@@ -13,6 +13,9 @@ opens both several times, and its interval spans what the openings gave; see als
 Timing ends before its time is up once it has told what it can: the interval is narrower than what openings differ by
 (a fixed-width interval; Chow and Robbins, Annals of Mathematical Statistics 36, 1965).
 
+Models that would not fit into memory together are opened one after the other, `successive_ratio`: what is slow for a
+while may then be slow for one of them only, and the interval is as wide as that makes it.
+
 Where many models are to be told apart, `quickest_ratio` does it in a fraction of the runs: what breaks in only ever
 makes a run slower, so the quickest of a few runs is steadier than their median.
 """
@@ -135,6 +138,42 @@ def reopened_ratio(
     )
 
 
+def successive_ratio(
+    open_before: Callable[[], Session],
+    open_after: Callable[[], Session],
+    feeds: Sequence[Feeds],
+    *,
+    seconds: float = 2.0,
+) -> Ratio:
+    """Time two models against each other that are never open together, in five rounds.
+
+    Args:
+        open_before: Opens what is compared with.
+        open_after: Opens what is judged.
+        feeds: Inputs, used in turn.
+        seconds: Wall time to spend on runs at most, beside the ten openings; each opening runs twice whatever it takes.
+
+    Returns:
+        The median of the rounds' ratios, each of the median runs, with its interval.
+
+    Raises:
+        ModelError: A model does not open or run.
+        ValueError: There are no feeds.
+    """
+    if not feeds:
+        raise ValueError("successive_ratio needs at least one feed")
+    ratios = []
+    for index in range(_FEW):
+        found = []
+        for opener in _turned((open_before, open_after), index):
+            with opener() as session:
+                found.append(_median_run(session, feeds, seconds / (2 * _FEW)))
+        before, after = _turned(found, index)
+        ratios.append(after / before)
+    low, high = median_interval(ratios)
+    return Ratio(statistics.median(ratios), low, high, len(ratios))
+
+
 def quickest_ratio(
     open_before: Callable[[], Session],
     open_after: Callable[[], Session],
@@ -216,6 +255,17 @@ def _warm_up(session: Session, feeds: Sequence[Feeds], until: float) -> float:
         if time.perf_counter() > until:
             break
     return last
+
+
+def _median_run(session: Session, feeds: Sequence[Feeds], seconds: float) -> float:
+    """Return the median time of a run, over at least two of them after one that warms up."""
+    until = time.perf_counter() + seconds
+    _warm_up(session, feeds[:1], until)
+    runs: list[int] = []
+    with _no_garbage_collection():
+        while len(runs) < 2 or (len(runs) < _MOST and time.perf_counter() < until):
+            runs.append(_timed(session, feeds[len(runs) % len(feeds)], 1))
+    return statistics.median(runs)
 
 
 def _quickest(
