@@ -130,3 +130,16 @@ def test_inputs_next_to_nothing_get_no_weights_of_millions(size: float) -> None:
     assert np.abs(weight).max() < 20
     assert (weight[:, 0] == 1).all() == (size < 1)
     assert problem.loss(weight) < problem.loss(np.ones((2, 5)))
+
+
+def test_a_moment_that_rounding_has_spoilt_can_be_inverted() -> None:
+    rng = np.random.default_rng(5)
+    inputs = rng.normal(size=(64, 4)) @ rng.normal(size=(4, 32))
+    noise = rng.normal(size=(32, 32))
+    moment = np.stack([inputs.T @ inputs / 64, np.eye(32)]) + 0.05 * np.stack([noise + noise.T, np.zeros((32, 32))])
+    assert np.linalg.eigvalsh(moment[0]).min() < -0.1
+    found = damped(moment)
+    assert np.linalg.eigvalsh(found).min() > 0
+    np.testing.assert_allclose(found[1], 1.01 * np.eye(32), atol=1e-12)
+    largest = np.linalg.eigvalsh(moment[0]).max()
+    assert np.abs(found[0] - moment[0]).max() < 0.1 * largest

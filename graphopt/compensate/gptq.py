@@ -13,7 +13,8 @@ def damped(moment: np.ndarray, damping: float = 0.01) -> np.ndarray:
     """Return second moments with their mean diagonal, times `damping`, added, so that they can be inverted.
 
     Inputs that were zero on every sample count as the mean of the others: their weights may become anything, and those
-    of the others must not notice.
+    of the others must not notice. Of inputs that vary little beside their mean, rounding may leave a moment that no
+    inputs have: its eigenvalues are raised to what was to be added.
 
     Args:
         moment: Second moments, [..., inputs, inputs].
@@ -24,6 +25,11 @@ def damped(moment: np.ndarray, damping: float = 0.01) -> np.ndarray:
     alive = np.count_nonzero(diagonal, axis=-1, keepdims=True)
     mean = np.where(alive, diagonal.sum(axis=-1, keepdims=True) / np.maximum(alive, 1), 1.0)
     diagonal += np.where(diagonal == 0, mean, 0.0) + damping * mean
+    try:
+        np.linalg.cholesky(moment)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(moment)
+        moment = (vectors * np.maximum(values, damping * mean)[..., None, :]) @ np.swapaxes(vectors, -1, -2)
     return moment
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_NOTHING = 1e-4  # of the inputs' mean energy, a hundredth in size
+_NOTHING = 1e-6  # of the inputs' mean energy, a thousandth in size
 
 
 @dataclass(frozen=True, eq=False)
