@@ -16,7 +16,7 @@ from graphopt.base import Pass
 from graphopt.context import Context
 from graphopt.errors import ModelError, UsageError
 from graphopt.evaluate import Evaluator, Metric
-from graphopt.evaluate.drawn import drawn_samples
+from graphopt.evaluate.inputs import open_inputs
 from graphopt.model import Model
 from graphopt.observe import Observer
 from graphopt.pipeline import Pipeline
@@ -26,7 +26,7 @@ from graphopt.reader import load
 from graphopt.report import Report
 from graphopt.report.build import Finished, build_report
 from graphopt.report.environment import file_info, peak_memory
-from graphopt.samples import Samples, open_samples
+from graphopt.samples import Samples
 from graphopt.samples.sized import sized
 from graphopt.targets import Target, get_target
 
@@ -144,10 +144,7 @@ class _Run:
         interface = sized(original.interface, self.shapes, data)
         samples = None
         if data is not None:
-            optional = frozenset(original.graph.defaults)
-            samples = open_samples(data, interface, seed=self.seed, optional=optional)
-            if samples.is_random:
-                samples = drawn_samples(original, interface=interface, seed=self.seed, threads=self.threads)
+            samples = open_inputs(data, original, interface, seed=self.seed, threads=self.threads)
         context = self.context(original, samples)
         _refuse_unrunnable(original, context.evaluator)
         if self.metric is not None:

@@ -110,22 +110,18 @@ def bench(
     import json
 
     from graphopt.evaluate import Evaluator
-    from graphopt.evaluate.drawn import drawn_samples
+    from graphopt.evaluate.inputs import open_inputs
     from graphopt.reader import load
     from graphopt.report import Timing
     from graphopt.report.encode import timing_json
     from graphopt.report.terminal import timing_line
-    from graphopt.samples import open_samples
     from graphopt.samples.sized import sized
     from graphopt.targets import get_target
 
     chosen = get_target(target)
     first, second = load(before), load(after)
     _check_same_inputs(first, second)
-    interface = sized(first.interface, sizes, data)
-    samples = open_samples(data, interface, seed=seed, optional=frozenset(first.graph.defaults))
-    if samples.is_random:
-        samples = drawn_samples(first, interface=interface, seed=seed, threads=threads)
+    samples = open_inputs(data, first, sized(first.interface, sizes, data), seed=seed, threads=threads)
     evaluator = Evaluator(first, chosen, samples=samples, seed=seed, threads=threads)
     ratio = evaluator.latency(first, second, seconds=seconds)
     if ratio is None:

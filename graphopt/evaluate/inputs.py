@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import SampleError
 from graphopt.evaluate.drawn import Run, drawn_samples
 from graphopt.model import Interface, Model
+from graphopt.samples import open_samples
 from graphopt.samples.fit import is_fixed
 
 if TYPE_CHECKING:
     from graphopt.samples import Feeds, Samples
 
 _MADE_UP = 4
+
+
+def open_inputs(data: Any, model: Model, interface: Interface, *, seed: int = 0, threads: int = 1) -> Samples:
+    """Return the samples that the user named; of made-up ones those of the smallest sizes that the model runs on.
+
+    Args:
+        data: As `graphopt.samples.open_samples` takes it.
+        model: What they are for.
+        interface: Its inputs with sizes that made-up ones shall have.
+        seed: Root of the randomness.
+        threads: Threads inside an operator.
+
+    Raises:
+        SampleError: There are no samples, or they do not fit the model.
+    """
+    samples = open_samples(data, interface, seed=seed, optional=frozenset(model.graph.defaults))
+    return drawn_samples(model, interface=interface, seed=seed, threads=threads) if samples.is_random else samples
 
 
 class Inputs:

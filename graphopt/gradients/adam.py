@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 _MEAN, _SQUARE = 0.9, 0.99  # how much of what was is kept of the gradients and of their squares
 _TINY = 1e-12
+_WARMUP = 8  # steps until they are as long as wanted
+
+
+def step_length(step: int, steps: int, longest: float) -> float:
+    """Return the length of a step: at first ever longer, then shorter by half a cosine.
+
+    Args:
+        step: Which one, from 0.
+        steps: How many there will be.
+        longest: What the length is a part of.
+    """
+    return longest * min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 class Adam:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.cut import Side
-from graphopt.gradients.adam import Adam
+from graphopt.gradients.adam import Adam, step_length
 from graphopt.gradients.backward import OPSET
 from graphopt.gradients.examples import Complete, Results, both, fetched, results, spreads, targets, usable
 from graphopt.gradients.objective import Objective
@@ -34,7 +34,6 @@ _SHARE = 0.9  # of the weights that the tuned end of the model has
 _ROUNDS = 3  # over all samples
 _BATCH = 16  # samples a step
 _RATE = 1e-3  # length of the first steps, as a part of the size of each weight
-_WARMUP = 8  # steps until they are that long
 _PARTS = 1.0, 0.5, 0.25  # of the way that was gone, how much may be kept
 
 
@@ -103,7 +102,7 @@ def _descend(
         chosen = orders[step // steps][step % steps * _BATCH :][:_BATCH]
         gradients = [item / len(chosen) for item in objective.gradients(both(pairs[index]) for index in chosen)]
         present = [item.values for item in objective.weights]
-        fresh = adam.step(present, gradients, _rate(step, _ROUNDS * steps))
+        fresh = adam.step(present, gradients, step_length(step, _ROUNDS * steps, _RATE))
         for constant, values, kept in zip(objective.weights, fresh, stays, strict=True):
             constant.values = np.where(kept, values, 0)
 
@@ -118,11 +117,6 @@ def _keep_best(objective: Objective, start: Sequence[np.ndarray], judges: Sequen
         return objective.error(map(both, judges))
 
     return error(min(_PARTS, key=error))
-
-
-def _rate(step: int, steps: int) -> float:
-    """Return the length of a step: at first ever longer, then shorter by half a cosine."""
-    return _RATE * min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _start(side: Side, layers: Sequence[LinearLayer]) -> int:

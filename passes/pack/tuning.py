@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.cut import Side
 from graphopt.errors import ModelError
-from graphopt.gradients.adam import Adam
+from graphopt.gradients.adam import Adam, step_length
 from graphopt.gradients.backward import OPSET
 from graphopt.gradients.examples import Complete, Results, both, fetched, results, spreads, targets, usable
 from graphopt.gradients.objective import Objective
@@ -42,7 +42,6 @@ _STATIONS = 8  # layers on the way that are compared
 _BATCH = 8  # samples a step
 _STEPS = 24  # at least, in whole rounds over the samples that are not kept back
 _RATE = 1e-3  # length of the first steps, as a part of the size of what is tuned
-_WARMUP = 8  # steps until they are that long
 _TINY = 1e-30
 Pair = tuple[Results, Results]
 
@@ -160,7 +159,7 @@ def _descend(
     """Tune by gradients of the samples used; keep what errs least on the others, and return that over the first."""
     start = [value for book in books for value in book.values()]
     sizes = [max(float(np.sqrt(np.mean(np.square(value)))), _TINY) for value in start]
-    present = best = [value / size for value, size in zip(start, sizes, strict=True)]
+    present = best = [value / size for value, size in zip(start, sizes, strict=True)]  # raw slopes are tiny
     adam = Adam(present)
     steps = math.ceil(len(used) / _BATCH)
     total = math.ceil(_STEPS / steps) * steps
@@ -171,7 +170,7 @@ def _descend(
             gradients = objective.gradients(map(both, chosen))
             slopes = [slope for book, gradient in zip(books, gradients, strict=True) for slope in book.slopes(gradient)]
             scaled = [slope * (size / len(chosen)) for slope, size in zip(slopes, sizes, strict=True)]
-            present = adam.step(present, scaled, _rate(step, total))
+            present = adam.step(present, scaled, step_length(step, total, _RATE))
             _put(books, present, sizes)
             if (step + 1) % steps == 0 and (error := objective.error(map(both, kept))) < least:
                 least, best = error, present
@@ -184,11 +183,6 @@ def _put(books: Sequence[_Book], values: Sequence[np.ndarray], sizes: Sequence[f
     left = iter(value * size for value, size in zip(values, sizes, strict=True))
     for book in books:
         book.put([next(left) for _ in book.values()])
-
-
-def _rate(step: int, steps: int) -> float:
-    """Return the length of a step: at first ever longer, then shorter by half a cosine."""
-    return _RATE * min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _stations(model: Model) -> list[str]:
