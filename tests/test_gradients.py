@@ -157,6 +157,46 @@ def test_gradients_through_functions(function: str) -> None:
     check(model_of(f"m (float[2,5] x) => (float[2,3] y) {{ a = MatMul(x, w)  {body} }}", w=w, **held), ("w",))
 
 
+MEANS = "AveragePool<kernel_shape=[3,2], strides=[3,2]>"
+PADDED = "AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,0,1], count_include_pad=1>"
+DOUBLED = 'Resize<mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor">'
+ROUNDED = 'Resize<mode="nearest", coordinate_transformation_mode="half_pixel">'
+
+
+@pytest.mark.parametrize(
+    ("operator", "size", "known"),
+    [
+        (f"{MEANS}(a)", (2, 3), True),  # one column is read by no window
+        (f"{PADDED}(a)", (3, 4), True),
+        (f"{DOUBLED}(a, , twice)", (14, 21), True),
+        (f"{ROUNDED}(a, , twice)", (14, 21), True),
+        ("AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(a)", (7, 7), False),
+        ("AveragePool<kernel_shape=[3,2], strides=[3,2], ceil_mode=1>(a)", (3, 4), False),
+        ('AveragePool<kernel_shape=[2,2], auto_pad="SAME_UPPER">(a)', (7, 7), False),
+        (f"{DOUBLED}(a, , half)", (3, 7), False),
+        ('Resize<mode="linear">(a, , twice)', (14, 21), False),
+        ('Resize<mode="nearest", nearest_mode="floor">(a, , twice)', (14, 21), False),
+    ],
+)
+def test_gradients_through_pictures_of_other_sizes(operator: str, size: tuple[int, int], known: bool) -> None:
+    """Means of windows and repeated positions; what no rule tells is named."""
+    text = f"""m (float[2,3,7,7] x) => (float[2,4,{size[0]},{size[1]}] y) {{
+        a = Conv(x, w)  b = {operator}  c = Tanh(b)  y = Conv(c, v)
+    }}"""
+    scales = {"twice": np.array([1, 1, 2, 3], np.float32), "half": np.array([1, 1, 0.5, 1], np.float32)}
+    held = {name: value for name, value in scales.items() if name in operator}
+    model = model_of(text, w=random(3, 3, 1, 1), v=random(4, 3, 1, 1, seed=1), **held)
+    if known:
+        check(model, ("w", "v"))
+        return
+    infer_shapes(model)
+    tape = Tape(model.graph, shapes_for(model, {"x": random(2, 3, 7, 7)}))
+    output = model.graph.outputs[0]
+    found = add_gradients(tape, [(output, output)], [item for item in constants(model.graph) if item.name in "wv"])
+    assert set(found.of) == {"v"}
+    assert found.stops
+
+
 def test_nothing_is_said_of_what_lies_before_an_unknown_operator() -> None:
     """The other way to the outputs would tell half of the truth."""
     text = "m (float[2,5] x) => (float[2,3] y) { a = MatMul(x, w)  b = Ceil(a)  c = Mul(a, b)  y = MatMul(c, v2) }"

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from graphopt.gradients.elementwise import ELEMENTWISE, Rule
-from graphopt.gradients.linear import convolution, gemm, product
+from graphopt.gradients.linear import averaged, convolution, gemm, product
 from graphopt.gradients.moving import (
     joined,
     largest,
     layer_norm,
     picked,
+    repeated,
     reshaped,
     sliced,
     softmax,
@@ -28,6 +29,7 @@ OPSET = 13  # the first in which ReduceSum and Unsqueeze take their axes as an i
 
 _RULES: dict[str, Rule] = {
     **ELEMENTWISE,
+    "AveragePool": averaged,
     "Concat": joined,
     "Conv": convolution,
     "ConvTranspose": transposed_convolution,
@@ -44,6 +46,7 @@ _RULES: dict[str, Rule] = {
     "ReduceMean": summed,
     "ReduceSum": summed,
     "Reshape": reshaped,
+    "Resize": repeated,
     "Slice": sliced,
     "Softmax": softmax,
     "Squeeze": reshaped,

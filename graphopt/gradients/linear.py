@@ -22,7 +22,29 @@ def convolution(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tenso
         return None
     geometry = Geometry.of(tape, node)
     bias = [tape.total(gradient, geometry.all_but_channels, keep=False)] if len(node.inputs) > 2 else []
-    return [_of_image(tape, node, gradient, geometry), _of_kernel(tape, node, gradient, geometry), *bias]
+    return [_of_image(tape, node.inputs, gradient, geometry), _of_kernel(tape, node, gradient, geometry), *bias]
+
+
+def averaged(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """``y`` is each channel's convolution with a kernel of equal weights -> ``dx`` by the turned one.
+
+    Not with auto_pad or ceil_mode, nor where positions beyond the edge do not count.
+    """
+    attrs = node.attrs
+    if attrs.get("auto_pad", "NOTSET") != "NOTSET" or attrs.get("ceil_mode", 0):
+        return None
+    if any(attrs.get("pads", [0])) and not attrs.get("count_include_pad", 0):
+        return None
+    kernel = list(attrs["kernel_shape"])
+    weight = tape.const(np.full((1, 1, *kernel), 1 / np.prod(kernel), np.float32))
+    image, given = (_apart(tape, item, len(kernel)) for item in (node.inputs[0], gradient))
+    return [tape.like(_of_image(tape, [image, weight], given, Geometry(kernel, attrs)), node.inputs[0])]
+
+
+def _apart(tape: Tape, tensor: gs.Tensor, space: int) -> gs.Tensor:
+    """Return each channel as an image of its own, [batch * channels, 1, ...]."""
+    sizes = tape.op("Slice", tape.op("Shape", tensor), np.array([2]), np.array([2 + space]))
+    return tape.op("Reshape", tensor, tape.op("Concat", np.array([-1, 1]), sizes, axis=0))
 
 
 class Geometry:
@@ -48,8 +70,9 @@ class Geometry:
         return set(self.kernel) | set(self.strides) == {1} and not any(self.pads)
 
 
-def _of_image(tape: Tape, node: gs.Node, gradient: gs.Tensor, geometry: Geometry) -> gs.Tensor:
-    image, kernel = node.inputs[:2]
+def _of_image(tape: Tape, inputs: Sequence[gs.Tensor], gradient: gs.Tensor, geometry: Geometry) -> gs.Tensor:
+    """Return the gradient of what a convolution reads, from its image and kernel and that of what it gives."""
+    image, kernel = inputs[:2]
     reach = [d * (k - 1) for d, k in zip(geometry.dilations, geometry.kernel, strict=True)]
     pads = [reach[i % len(reach)] - pad for i, pad in enumerate(geometry.pads)]
     if set(geometry.strides) == {1} and min(pads) >= 0:

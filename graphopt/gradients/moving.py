@@ -103,6 +103,27 @@ def largest(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | 
     return [tape.op("MaxUnpool", gradient, places, shape, kernel_shape=kernel, strides=strides)]
 
 
+def repeated(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
+    """``y`` repeats each position of x -> ``dx`` is the sum over its copies.
+
+    Not between positions, not by factors that are no whole numbers, and not of batch or channels.
+    """
+    pairs = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil"))
+    how = [node.attrs.get("coordinate_transformation_mode", "half_pixel")]
+    how.append(node.attrs.get("nearest_mode", "round_prefer_floor"))
+    scales = node.inputs[2] if len(node.inputs) > 2 else None
+    if node.attrs.get("mode", "nearest") != "nearest" or tuple(how) not in pairs or "axes" in node.attrs:
+        return None
+    if not isinstance(scales, gs.Constant) or scales.values.size < 3:
+        return None
+    factors = scales.values
+    if (factors != np.round(factors)).any() or (factors < 1).any() or (factors[:2] != 1).any():
+        return None
+    copies = [int(factor) for factor in factors[2:]]
+    mean = tape.op("AveragePool", gradient, kernel_shape=copies, strides=copies)
+    return [tape.op("Mul", mean, float(np.prod(copies))), *[None] * (len(node.inputs) - 1)]
+
+
 def softmax(tape: Tape, node: gs.Node, gradient: gs.Tensor) -> list[gs.Tensor | None] | None:
     """``dx = y (dy - sum y dy)``."""
     given = tape.op("Mul", gradient, node.outputs[0])
