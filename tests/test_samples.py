@@ -73,6 +73,19 @@ def test_npz_slices_are_samples(tmp_path: Path, save: Any) -> None:
     np.testing.assert_array_equal(np.concatenate(found), images[[0, 3]])
 
 
+def test_a_compressed_npz_is_inflated_once(tmp_path: Path) -> None:
+    images, path = numbers(5, 3, 4, 4), tmp_path / "s.npz"
+    np.savez_compressed(path, x=images)
+    samples = open_samples(path, IMAGE)
+    few = [feeds["x"] for feeds in samples.take(2)]
+    assert len(list(samples)) == 5
+    path.unlink()
+    for first, second in zip(samples, samples, strict=True):  # side by side
+        np.testing.assert_array_equal(first["x"], second["x"])
+    np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in samples]), images)
+    np.testing.assert_array_equal(np.concatenate(few), images[[0, 2]])
+
+
 def test_npz_in_fortran_order(tmp_path: Path) -> None:
     images = numbers(4, 3, 4, 4)
     np.savez(tmp_path / "s.npz", x=np.asfortranarray(images))
