@@ -108,7 +108,7 @@ class Contract:
             )
         if drop is not None and not drop.within(limit):
             return Verdict(f"{drop.measure} dropped by {drop.compare(limit)}", drop)
-        latency = evaluator.latency(before, after, seconds=_TIMED) if item.promises_speed else None
+        latency = evaluator.latency(before, after, seconds=_TIMED, only_slower=True) if item.promises_speed else None
         if latency is not None and latency.slower:
             took = f"{latency.median:.2f} x ({latency.low:.2f} to {latency.high:.2f})"
             return Verdict(f"the result takes {took} the time on {self._context.target.name}", drop, latency)

@@ -471,9 +471,27 @@ def test_timing_ends_once_the_interval_is_narrow_and_every_feed_was_seen_in_both
     a, b, _ = workers(clock, lambda *_: 0.001, lambda *_: 0.0005)
     assert paired_ratio(a, b, FEEDS, seconds=2.0).pairs == 10
     assert paired_ratio(a, b, FEEDS * 4, seconds=2.0).pairs == 30
-    noise = itertools.cycle([0.98, 1.02])
+    noise = itertools.cycle([0.97, 1.03])
     a, b, _ = workers(clock, lambda *_: 0.001, lambda *_: 0.0005 * next(noise))
     assert paired_ratio(a, b, FEEDS, seconds=2.0).pairs > 100, "each feed has a ratio of its own in either order"
+    assert paired_ratio(a, b, FEEDS, seconds=2.0, only_slower=True).pairs == 10
+
+
+def test_whether_a_model_is_slower_is_told_by_fewer_openings(clock: Clock) -> None:
+    opened: list[str] = []
+
+    def open_worker(name: str, cost: float) -> Any:
+        opened.append(name)
+        return Worker(clock, lambda *_: cost, [], name)
+
+    def timed(cost: float) -> Ratio:
+        opened.clear()
+        return reopened_ratio(lambda: open_worker("A", 0.01), lambda: open_worker("B", cost), FEEDS, only_slower=True)
+
+    assert timed(0.005).median == pytest.approx(0.5)
+    assert len(opened) == 4
+    assert timed(0.0105).median == pytest.approx(1.05)
+    assert len(opened) == 6, "by so little it may seem slower in one of them"
 
 
 def test_a_race_ends_once_runs_get_no_quicker_and_goes_on_while_they_do(clock: Clock) -> None:

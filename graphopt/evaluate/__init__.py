@@ -189,13 +189,14 @@ class Evaluator:
             self._reference.close()
             self._reference = None
 
-    def latency(self, before: Model, after: Model, *, seconds: float = 2.0) -> Ratio | None:
+    def latency(self, before: Model, after: Model, *, seconds: float = 2.0, only_slower: bool = False) -> Ratio | None:
         """Return time of `after` over time of `before`.
 
         Args:
             before: What is compared with.
             after: The model to judge.
             seconds: Wall time to spend, about; slow models take longer.
+            only_slower: Whether all that is asked is if `after` is slower: that takes less time where it is faster.
 
         Returns:
             None if the target is not this machine, or without samples, if `before` does not run on random inputs.
@@ -206,8 +207,10 @@ class Evaluator:
         probes = self._timed_on(before)
         if not probes:
             return None
-        timed = successive_ratio if before.weight_bytes > _LARGE else reopened_ratio
-        return timed(lambda: self._open(before), lambda: self._open(after), probes, seconds=seconds)
+        openers = (lambda: self._open(before), lambda: self._open(after))
+        if before.weight_bytes > _LARGE:
+            return successive_ratio(*openers, probes, seconds=seconds)
+        return reopened_ratio(*openers, probes, seconds=seconds, only_slower=only_slower)
 
     def race(self, before: Model, after: Model) -> Ratio | None:
         """Return time of `after` over time of `before` from a few runs: to choose among candidates.

@@ -11,7 +11,8 @@ ordinary models, by up to 12 % on one whose weights are read once a run (200 MB 
 opens both several times, and its interval spans what the openings gave; see also `Ratio.slower`.
 
 Timing ends before its time is up once it has told what it can: the interval is narrower than what openings differ by
-(a fixed-width interval; Chow and Robbins, Annals of Mathematical Statistics 36, 1965).
+(a fixed-width interval; Chow and Robbins, Annals of Mathematical Statistics 36, 1965), or, where only that is asked,
+it is beyond doubt that the second model is not slower.
 
 Models that would not fit into memory together are opened one after the other, `successive_ratio`: what is slow for a
 while may then be slow for one of them only, and the interval is as wide as that makes it.
@@ -41,7 +42,7 @@ ItemT = TypeVar("ItemT")
 _FEW, _ENOUGH, _MOST = 5, 10, 1000  # pairs: where one run takes long, at least, at most
 _ROUNDS, _FEWEST_ROUNDS = 3, 2  # openings of both sessions; fewer once the time is spent
 _PLACEMENT = 0.02  # how much two sessions of the same ordinary model differ
-_NARROW = _PLACEMENT  # width of an interval, over the median, that is narrow enough
+_NARROW = _PLACEMENT  # width of an interval, in times of the first model, that is narrow enough
 _AGAIN = 2  # runs on each feed, at least, of a race in another opening than the first
 _BRIEF = 0.04  # seconds that an opening races at least: what breaks in may last longer than a few quick runs
 _SETTLED = 0.005  # gain of a few more runs on each feed that is not worth waiting for
@@ -70,7 +71,9 @@ class Ratio:
         return self.low > 1 + _PLACEMENT
 
 
-def paired_ratio(before: Session, after: Session, feeds: Sequence[Feeds], *, seconds: float = 2.0) -> Ratio:
+def paired_ratio(
+    before: Session, after: Session, feeds: Sequence[Feeds], *, seconds: float = 2.0, only_slower: bool = False
+) -> Ratio:
     """Time two sessions against each other; see the top of this module for the method.
 
     Args:
@@ -79,6 +82,7 @@ def paired_ratio(before: Session, after: Session, feeds: Sequence[Feeds], *, sec
         feeds: Inputs, used in turn; the ratio is that of the typical one.
         seconds: Wall time to spend at most, less where the interval is narrow before. At least 10 pairs are run
             whatever it takes, or 5 if a run takes more than a quarter of it.
+        only_slower: Whether all that is asked is if `after` is slower: timing ends once it is faster beyond doubt.
 
     Raises:
         ModelError: A session cannot run a feed.
@@ -93,7 +97,7 @@ def paired_ratio(before: Session, after: Session, feeds: Sequence[Feeds], *, sec
     ratios: list[float] = []
     with _no_garbage_collection():
         while len(ratios) < needed or (len(ratios) < _MOST and time.perf_counter() < started + seconds):
-            if len(ratios) >= 2 * len(feeds) and len(ratios) % _ENOUGH == 0 and _is_narrow(ratios):
+            if len(ratios) >= 2 * len(feeds) and len(ratios) % _ENOUGH == 0 and _is_told(ratios, only_slower):
                 break
             feed = feeds[len(ratios) // 2 % len(feeds)]  # twice each, once in either order
             ratios.append(_pair(before, after, feed, repeats, reverse=len(ratios) % 2 == 1))
@@ -107,6 +111,7 @@ def reopened_ratio(
     feeds: Sequence[Feeds],
     *,
     seconds: float = 2.0,
+    only_slower: bool = False,
 ) -> Ratio:
     """Time two models against each other over several openings, so that chance in memory placement shows.
 
@@ -115,6 +120,7 @@ def reopened_ratio(
         open_after: Opens what is judged.
         feeds: As in `paired_ratio`.
         seconds: Wall time to spend over all rounds at most; at least two are run whatever they take.
+        only_slower: As in `paired_ratio`; two rounds in both of which it is faster beyond doubt are enough.
 
     Returns:
         The median of the rounds' medians, with an interval that spans the rounds' intervals.
@@ -126,10 +132,11 @@ def reopened_ratio(
     rounds: list[Ratio] = []
     until = time.perf_counter() + seconds
     for index in range(_ROUNDS):
-        if index >= _FEWEST_ROUNDS and time.perf_counter() > until:
+        told = only_slower and all(ratio.high < 1 for ratio in rounds)
+        if index >= _FEWEST_ROUNDS and (told or time.perf_counter() > until):
             break
         with _opened(open_before, open_after, index) as (before, after):
-            rounds.append(paired_ratio(before, after, feeds, seconds=seconds / _ROUNDS))
+            rounds.append(paired_ratio(before, after, feeds, seconds=seconds / _ROUNDS, only_slower=only_slower))
     return Ratio(
         statistics.median(ratio.median for ratio in rounds),
         min(ratio.low for ratio in rounds),
@@ -297,9 +304,9 @@ def _quickest(
     return count
 
 
-def _is_narrow(values: Sequence[float]) -> bool:
+def _is_told(values: Sequence[float], only_slower: bool) -> bool:
     low, high = median_interval(values)
-    return high - low <= _NARROW * statistics.median(values)
+    return high - low <= _NARROW * max(statistics.median(values), 1.0) or (only_slower and high < 1)
 
 
 def _pair(before: Session, after: Session, feed: Feeds, repeats: int, *, reverse: bool) -> float:
