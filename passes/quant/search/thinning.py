@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
+from graphopt.passes.quant.search.balance import Balance
 from graphopt.passes.quant.search.candidates import WORTH, Judged, better
 from graphopt.passes.quant.search.judging import Judge
 from graphopt.passes.quant.search.plans import FALLBACKS, Plan
 from graphopt.passes.quant.search.switchboard import Rounding
 
-_AIM = 0.9  # of the limit is aimed at when nodes are left float
-_TRIES = 5  # plans with nodes left float whose loss is measured
-_ROOT = 0.5  # least power of the error that a loss is taken to grow with
-_EASED = 1.6  # times the error that held the limit may hold it as well; so much more is tried
-_NEAR = 1.1  # times that error is not worth another trial
+_TRIES = 6  # plans with nodes left float whose loss is measured
+_FIRST = 0.85  # of the error is the most that is allowed
+_LUCK = 1.4  # times the share that should hold the limit may hold it: losses that are counted jump
+_STEPS = (0.5, 0.8)  # least and largest part of the error that is allowed next, where the last was too much
+_APART = 1.6  # times the error that holds the limit is known to be too much: what lies between is tried
 
 
 def thinned(judge: Judge, failed: Judged, harms: dict[Rounding, float]) -> Judged:
     """Leave the nodes float that the error comes from, as few as it takes; return the plan as it was if none holds.
 
-    The loss is taken to grow with a power of the error of the roundings that are on, at first in proportion; what
-    was measured corrects it. Losses that are counted grow more slowly, with its root.
+    Less and less error is allowed, in small steps, until the loss is within the limit. It is not trusted to follow the
+    error: two plans of the same error change the best class of other samples, so that steps as long as one loss asks
+    for leave most of the network float where the next plan would have held.
 
     Args:
         judge: Measures.
@@ -30,28 +30,7 @@ def thinned(judge: Judge, failed: Judged, harms: dict[Rounding, float]) -> Judge
         harms: Error of each of its roundings.
     """
     balance = replace(judge.balance(failed.candidate, harms), wanted=True)
-    whole = sum(harms.values())
-    held: Judged | None = None
-    allowed, good, known_bad, power = whole, 0.0, whole, 1.0
-    last = failed
-    for _ in range(_TRIES):
-        if held is None:
-            before, loss = allowed, max(last.loss, 1e-12)
-            allowed *= min((_AIM * judge.limit / loss) ** (1 / power), 0.9)
-        else:
-            allowed = min(good * _EASED, (good + known_bad) / 2)
-        plan = balance.within(allowed)
-        if held is not None and (plan == held.candidate.plan or allowed < good * _NEAR):
-            break
-        last = _without(judge, failed, plan, harms)
-        if not last.candidate.changed:
-            break
-        if judge.holds(last.drop):
-            held, good = last, allowed
-            continue
-        known_bad = allowed
-        if held is None:
-            power = float(np.clip(np.log(max(last.loss, 1e-12) / loss) / np.log(allowed / before), _ROOT, 1.0))
+    held = _descend(judge, failed, balance)
     if held is None:
         return failed
     held = replace(held, latency=judge.measure_latency(judge.float_model, held.candidate.model))
@@ -61,6 +40,26 @@ def thinned(judge: Judge, failed: Judged, harms: dict[Rounding, float]) -> Judge
         held = replace(slim, drop=drop) if judge.holds(drop) else held
     held = replace(held, whole=failed.speed)
     return held if judge.asked_for else _filled(judge, held, failed.candidate.plan)
+
+
+def _descend(judge: Judge, failed: Judged, balance: Balance) -> Judged | None:
+    """Return the plan that allows most error of those that were found to hold the limit."""
+    harms, held, trial = dict(balance.harms), None, failed
+    whole, good, bad, tries = sum(harms.values()), 0.0, 1.0, 0
+    share = min(_FIRST, _LUCK * judge.limit / max(failed.loss, 1e-12))
+    while tries < _TRIES and bad >= _APART * good:
+        plan = balance.within(share * whole)
+        if plan.nodes != trial.candidate.plan.nodes:
+            trial, tries = _without(judge, failed, plan, harms), tries + 1
+        if not trial.candidate.changed:
+            break
+        if judge.holds(trial.drop):
+            held, good = trial, share
+        else:
+            bad = share
+        step = min(max(judge.limit / max(trial.loss, 1e-12), _STEPS[0]), _STEPS[1])
+        share = share * step if held is None else (good * bad) ** 0.5
+    return held
 
 
 def _filled(judge: Judge, held: Judged, tried: Plan) -> Judged:
