@@ -11,13 +11,13 @@ import pytest
 
 from graphopt.base import PassReport, Skip
 from graphopt.context import Context
-from graphopt.evaluate import Evaluator
+from graphopt.evaluate import Drop, Evaluator
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.quant import Quant
 from graphopt.passes.quant.storage.decoder import packed_codes
 from graphopt.passes.quant.storage.forms import kernel_block
-from graphopt.passes.quant.storage.weight_only import store_others
+from graphopt.passes.quant.storage.others import Judgement, others_stored, store_others
 from graphopt.passes.quant.storage.weights import Weight, find_weights
 from graphopt.progress import SilentProgress
 from graphopt.runtime.session import op_counts, optimized_model
@@ -141,15 +141,47 @@ def test_what_stays_float_is_stored_in_8_bits_and_runs_as_before(exclude: tuple[
     before = filled(LAYERS)
     model = Model.from_proto(before)
     bytes_before = model.weight_bytes
-    assert store_others(model.copy(), None, SilentProgress(), exclude, worth=0.8) == 0
+    assert store_others(model.copy(), 8, None, SilentProgress(), exclude, worth=0.8) == 0
     samples = random_samples(model.interface, count=3)
-    assert store_others(model, samples, SilentProgress(), exclude) == count
+    assert store_others(model, 8, samples, SilentProgress(), exclude) == count
     assert op_counts(optimized_model(model)) == op_counts(optimized_model(before))
     assert ("last" in {item.name for item in model.to_proto().graph.initializer}) == bool(exclude)
     assert model.weight_bytes < (0.7 if exclude else 0.45) * bytes_before
     feeds = random_feeds(before, seed=3, sizes={"N": 3})
     wanted, found = outputs_of(before, feeds)["y"], outputs_of(model.to_proto(), feeds)["y"]
     assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+def test_what_does_not_bear_8_bits_is_stored_in_16() -> None:
+    """Beside what is lost already, bytes alone are worth a tenth of the limit."""
+    before = filled(LAYERS)
+    model, errors = Model.from_proto(before), iter((0.0029, 0.0001))
+    feeds = random_feeds(before, seed=3, sizes={"N": 3})
+
+    def drop(_: Model) -> Drop:
+        value = next(errors)
+        return Drop(value, value, value, "agreement", {}, 4, random=False)
+
+    result, count, notes = others_stored(model, Judgement(0.01, 0.0018, drop), None, SilentProgress(), (), 0.1)
+    assert count == 4
+    assert notes == [
+        "weights that stay float are not stored in 8 bits: that loses 0.29%, 0.18% without",
+        "weights that stay float are stored in 16 bits, decoded at load: 4",
+    ]
+    assert result.weight_bytes < 0.6 * model.weight_bytes
+    assert op_counts(optimized_model(result)) == op_counts(optimized_model(before))
+    wanted, found = outputs_of(before, feeds)["y"], outputs_of(result.to_proto(), feeds)["y"]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-3 * np.abs(wanted).max())
+    errors = iter((0.0027,))
+    assert "in 8 bits" in others_stored(model, Judgement(0.01, 0.0018, drop), None, SilentProgress(), (), 0.1)[2][0]
+
+
+def test_values_that_16_bits_cannot_hold_stay_as_they_are() -> None:
+    proto = filled(LAYERS)
+    model = Model.from_proto(proto)
+    first = next(weight for weight in find_weights(model)[0] if weight.constant.values.ndim == 2)
+    first.constant.values = first.constant.values * np.float32(1e-9)
+    assert store_others(model, 16, None, SilentProgress(), ()) == 3
 
 
 def test_fitting_beats_rounding() -> None:

@@ -49,6 +49,11 @@ class Drop:
     states: Mapping[str, str] = field(default_factory=dict)
     fixed: bool = False
 
+    @property
+    def against(self) -> float:
+        """The loss that may be held against the model; see `within`."""
+        return self.value if self.established is None else self.established
+
     def describe(self) -> str:
         """Return what it was judged by, in words, for the report."""
         if self.measure == "metric":
@@ -81,7 +86,7 @@ class Drop:
         Args:
             limit: Largest acceptable loss, a fraction in [0, 1].
         """
-        return (self.value if self.established is None else self.established) <= limit
+        return self.against <= limit
 
 
 def agreement_drop(losses: Sequence[Loss], samples: int, random: bool) -> Drop:

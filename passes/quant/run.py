@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.base import Fate, PassReport, Skip
 from graphopt.context import Context
-from graphopt.errors import GraphoptError, ModelError
+from graphopt.errors import GraphoptError
 from graphopt.evaluate import Drop
 from graphopt.model import Model
 from graphopt.passes.quant.accounting.accounting import account, summary
@@ -23,7 +23,7 @@ from graphopt.passes.quant.search.plans import IntegerOptions, make_plans
 from graphopt.passes.quant.search.search import Search
 from graphopt.passes.quant.search.verdict import describe, left_float, why_not
 from graphopt.passes.quant.search.workshop import Workshop
-from graphopt.passes.quant.storage.weight_only import store_others
+from graphopt.passes.quant.storage.others import Judgement, others_stored
 from graphopt.passes.quant.writing.frames import as_products
 from graphopt.passes.quant.writing.opset import AT_RUN_TIME, PER_CHANNEL, PER_TENSOR, raised
 from graphopt.passes.quant.writing.tables import untying
@@ -71,7 +71,7 @@ class Run:
             self._notes.append(self._raised)
         self._skip(left_float(workshop, best, self._context.max_drop))
         self._notes += describe(workshop, best)
-        self._take(self._with_others_stored(best.candidate.model)[0])
+        self._take(self._with_others_stored(best.candidate.model, best.loss)[0])
         if self._framed:
             self._notes.append(f"convolutions over a few frames that became matrix products: {self._framed}")
         audit = best.candidate.audit
@@ -87,38 +87,27 @@ class Run:
         return PassReport(best.candidate.changed, tuple(self._skipped), metrics, tuple(self._notes), fates)
 
     def _without_integers(self, why: str) -> PassReport:
-        """Where no node becomes integers store weights in 8 bits at least."""
-        result, count = self._with_others_stored(self._model)
+        """Where no node becomes integers store weights in fewer bits at least."""
+        result, count = self._with_others_stored(self._model, 0.0)
         if not count:
             return PassReport(0, tuple(self._skipped), notes=(*self._notes, f"{why}; left as it was"))
         self._take(result)
-        return PassReport(count, tuple(self._skipped), {"weights of 8 bits": float(count)}, (why, *self._notes))
+        return PassReport(count, tuple(self._skipped), {"weights in fewer bits": float(count)}, (why, *self._notes))
 
     def _take(self, result: Model) -> None:
         self._model.graph, self._model.residue = result.graph, result.residue
 
-    def _with_others_stored(self, known: Model) -> tuple[Model, int]:
-        """Return a model with what stayed float stored in 8 bits, where that is worth it and holds the limit.
-
-        Returns:
-            The model, and how many weights these are; the model as it was if there are none.
-        """
+    def _with_others_stored(self, known: Model, lost: float) -> tuple[Model, int]:
+        """Return a model with what stayed float in fewer bits, and how many weights these are; see `others_stored`."""
         context = self._context
         if self._options.mode != "auto" or not context.target.fuses_in_onnxruntime:
             return known, 0
-        model, refused = known.copy(), "weights that stay float are not stored in 8 bits"
-        try:
-            count = store_others(model, context.samples, context.progress, self._options.exclude, worth=WORTH)
-        except ModelError as error:  # the integers are good all the same
-            self._notes.append(f"{refused}: {error}")
-            return known, 0
-        if not count:
-            return known, 0
-        drop = self._drop(model, self._drawn() if context.samples is None else None)
-        if drop is not None and not drop.within(context.max_drop):
-            self._notes.append(f"{refused}: that loses {drop.value:.2%}")
-            return known, 0
-        self._notes.append(f"weights that stay float are stored in 8 bits and decoded at load: {count}")
+        drawn = self._drawn() if context.samples is None else None
+        judgement = Judgement(context.max_drop, lost, lambda model: self._drop(model, drawn))
+        model, count, notes = others_stored(
+            known, judgement, context.samples, context.progress, self._options.exclude, WORTH
+        )
+        self._notes += notes
         return model, count
 
     def _fates(self, best: Judged) -> tuple[Fate, ...]:

@@ -84,9 +84,7 @@ class Judged:
     @property
     def loss(self) -> float:
         """The loss that may be held against it, a fraction; 0 where none was measured."""
-        if self.drop is None:
-            return 0.0
-        return self.drop.value if self.drop.established is None else self.drop.established
+        return 0.0 if self.drop is None else self.drop.against
 
 
 def promises(item: Judged, best: Judged) -> bool:

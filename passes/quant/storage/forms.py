@@ -72,7 +72,7 @@ class Writer(Decoder):
         elif self._form == "qdq" and all(self._takes_dequantized(use) for use in weight.uses):
             self._dequantized(weight, integers)
         else:
-            _redirect(weight.constant, self.decoded(weight, integers))
+            redirect(weight.constant, self.decoded(weight, integers))
 
     def _takes_dequantized(self, use: Use) -> bool:
         """Whether ONNX Runtime has no trouble with DequantizeLinear in front of this reading of a weight.
@@ -132,7 +132,7 @@ class Writer(Decoder):
                 self._product(use, self._node(use.scope, "DequantizeLinear", *stored))
             return
         decoded = self._node(self._model.graph, "DequantizeLinear", *self._dequantizer(weight, integers, turned=False))
-        _redirect(weight.constant, self._shaped(weight, decoded))
+        redirect(weight.constant, self._shaped(weight, decoded))
 
     def _product(self, use: Use, decoded: gs.Tensor) -> None:
         """Let a node read a decoded [inputs, rows]; a plain Gemm becomes MatMul and Add, which fuses more often."""
@@ -205,7 +205,7 @@ def _is_plain(node: gs.Node) -> bool:
     return float(attrs.get("alpha", 1.0)) == 1.0 == float(attrs.get("beta", 1.0)) and not attrs.get("transA", 0)
 
 
-def _redirect(old: gs.Tensor, new: gs.Tensor) -> None:
+def redirect(old: gs.Tensor, new: gs.Tensor) -> None:
     """Let every user of a tensor read another one."""
     for node in list(old.outputs):
         for index, tensor in enumerate(node.inputs):

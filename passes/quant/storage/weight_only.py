@@ -19,8 +19,6 @@ from graphopt.base import PassReport, Skip
 from graphopt.biases import find_bias
 from graphopt.compensate import Integers, fit_integers
 from graphopt.context import Context
-from graphopt.ir.clean import clean
-from graphopt.ir.graph import payload_bytes
 from graphopt.model import Model
 from graphopt.moments import LayerMoments
 from graphopt.passes.quant.nodes.units import name_of
@@ -28,13 +26,11 @@ from graphopt.passes.quant.storage.forms import SLICES, Format, Writer, refusal
 from graphopt.passes.quant.storage.weights import Weight, find_weights
 from graphopt.progress import Progress
 from graphopt.samples import Samples
-from graphopt.shapes import infer_shapes
 from graphopt.staged import staged_moments
 
 _STAGES = 8  # times that moments are taken anew on the compressed prefix
 _SAMPLES = 64  # that moments rest on; more cost time and hardly change them
 _SECONDS = 1.0  # to time a form
-_BLOCK, _FEW = 32, 16  # inputs that share a scale, and samples, where weights are only stored
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ def quantize_weights(model: Model, context: Context, options: WeightOptions) -> 
     if reason:
         return PassReport(0, (Skip("model", reason),))
     weights, skipped = find_weights(model)
-    kept = [weight for weight in weights if not _is_excluded(weight, options.exclude)]
+    kept = [weight for weight in weights if not is_excluded(weight, options.exclude)]
     left = {id(weight) for weight in kept}
     skipped += [Skip(item.constant.name, "it is excluded") for item in weights if id(item) not in left]
     if not kept:
@@ -70,36 +66,9 @@ def quantize_weights(model: Model, context: Context, options: WeightOptions) -> 
     samples, notes = _samples(model, context)
     integers = fitted(model, kept, samples, options, context.progress)
     form = options.form if options.form != "auto" else _quicker(model, kept, integers, context, options, notes)
-    _write(model, kept, integers, options.bits, form)
+    write(model, kept, integers, options.bits, form)
     metrics = {f"weights of {options.bits} bits": float(len(kept))}
     return PassReport(len(kept), tuple(skipped), metrics, tuple(notes))
-
-
-def store_others(
-    model: Model, samples: Samples | None, progress: Progress, exclude: Sequence[str], *, worth: float = 0.0
-) -> int:
-    """Store the weights that are still floats in 8 bits, in blocks, decoded at load: their nodes run as before.
-
-    Args:
-        model: Edited in place and cleaned up.
-        samples: What weights are fitted on; None: they are rounded to nearest.
-        progress: Where the fit reports.
-        exclude: As in `WeightOptions`.
-        worth: Part of the weights' bytes that must be saved, or nothing is done.
-
-    Returns:
-        How many there are.
-    """
-    options = WeightOptions(8, _BLOCK if model.opset >= SLICES else 0, True, "load", tuple(exclude))
-    weights = [weight for weight in find_weights(model)[0] if not _is_excluded(weight, options.exclude)]
-    saved = 3 * sum(payload_bytes(weight.constant) for weight in weights) // 4
-    if not weights or saved < worth * model.weight_bytes:
-        return 0
-    infer_shapes(model)
-    few = None if samples is None or model.opset < SLICES else samples.take(min(_FEW, len(samples)))
-    _write(model, weights, fitted(model, weights, few, options, progress, stages=1), options.bits, "load")
-    clean(model.graph)
-    return len(weights)
 
 
 def _samples(model: Model, context: Context) -> tuple[Samples | None, list[str]]:
@@ -173,7 +142,7 @@ def _quicker(
         twins: dict[str, list[Weight]] = {}
         for twin in find_weights(candidate)[0]:  # in another order, perhaps; bodies may use a name twice
             twins.setdefault(twin.constant.name, []).append(twin)
-        _write(candidate, [twins[item.constant.name].pop(0) for item in weights], integers, options.bits, form)
+        write(candidate, [twins[item.constant.name].pop(0) for item in weights], integers, options.bits, form)
         forms[form] = candidate
     ratio = context.evaluator.latency(forms["load"], forms["nbits"], seconds=_SECONDS)
     if ratio is None:
@@ -183,12 +152,14 @@ def _quicker(
     return "nbits" if ratio.high < 1 else "load"  # what is decoded at load computes with exact activations
 
 
-def _write(model: Model, weights: Sequence[Weight], integers: Sequence[Integers], bits: int, form: Format) -> None:
+def write(model: Model, weights: Sequence[Weight], integers: Sequence[Integers], bits: int, form: Format) -> None:
+    """Let all users of weights read their integers."""
     writer = Writer(model, bits, form)
     for weight, codes in zip(weights, integers, strict=True):
         writer.write(weight, codes)
 
 
-def _is_excluded(weight: Weight, patterns: Sequence[str]) -> bool:
+def is_excluded(weight: Weight, patterns: Sequence[str]) -> bool:
+    """Whether a node that reads the weight is to be left alone."""
     nodes = [use.node for use in weight.uses]
     return any(node.op == item or fnmatchcase(name_of(node), item) for node in nodes for item in patterns)
