@@ -317,3 +317,18 @@ def test_what_loses_with_fixed_ranges_takes_another_form(asked_for: bool) -> Non
     assert found.dynamic == (set() if asked_for else {named["varying"]})
     assert (named["varying"] in best.left) == asked_for
     assert best.loss <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("ratio", "asked_for", "pays"), [(0.97, False, False), (0.94, False, True), (0.97, True, True)]
+)
+def test_integers_must_save_time_unless_they_are_asked_for(ratio: float, asked_for: bool, pays: bool) -> None:
+    """Bytes alone are no reason: weights that stay float are stored in 8 bits as well."""
+    workshop, _, _ = timed_workshop(others=1.0)
+    smaller = build()
+    for node in smaller.graph.nodes:
+        if node.op == "MatMul":
+            node.inputs[1].values = node.inputs[1].values.astype(np.float16)  # only its bytes matter
+    judge = Judge(workshop, workshop.model, Mock(), Mock(), None, Mock(), 0.01, asked_for=asked_for)
+    item = Judged(Candidate(Mock(), smaller, 2, Audit({}, {}, 0, 0)), None, Ratio(ratio, ratio, ratio + 0.01, 10))
+    assert judge.pays(item) == pays

@@ -9,7 +9,7 @@ from graphopt.evaluate import Drop
 from graphopt.filesize import Scale
 from graphopt.model import Model
 from graphopt.passes.quant.search.balance import Balance
-from graphopt.passes.quant.search.candidates import EQUAL, WORTH, Candidate, Judged
+from graphopt.passes.quant.search.candidates import EQUAL, Candidate, Judged
 from graphopt.passes.quant.search.errors import OutputError
 from graphopt.passes.quant.search.plans import Plan
 from graphopt.passes.quant.search.switchboard import Rounding
@@ -18,6 +18,7 @@ from graphopt.runtime.profile import NodeTime
 from graphopt.runtime.timing import Ratio
 
 _FELT = EQUAL / 2  # of the float model's time; a plan that should gain less than that is not tried
+_GAIN = 0.05  # of the float model's time is what integers must save: their bytes are saved by storing weights as well
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,10 @@ class Judge:
         return other if other.candidate.changed and other.speed <= item.speed + EQUAL else item
 
     def pays(self, item: Judged) -> bool:
-        """Whether a candidate is worth what it loses: no larger or slower than the float model, and clearly better."""
+        """Whether a candidate is worth what it loses: clearly faster than the float model, and no larger."""
         if self.asked_for:
             return item.latency is None or not item.latency.slower
-        if self.grows(item):
-            return False
-        if item.latency is None:
-            return True
-        smaller = item.candidate.model.weight_bytes <= (1 - WORTH) * self.float_model.weight_bytes
-        return item.latency.median <= 1.0 and (smaller or item.latency.high < 1.0)
+        return not self.grows(item) and (item.latency is None or item.latency.median <= 1 - _GAIN)
 
     def grows(self, item: Judged) -> bool:
         """Whether the file would be larger: of a small model scales, zero points and conversions outweigh the rest."""
