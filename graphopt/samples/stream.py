@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 from graphopt.samples.fit import Feeds, Fit
@@ -82,10 +82,12 @@ class Samples:
     def without_every(self, nth: int) -> tuple[Samples, Samples]:
         """Return the samples without every n-th, and these; fewer than n are in both."""
         total = len(self)
-        if total < nth:
-            return self, self
-        chosen = range(total) if self._chosen is None else self._chosen
-        parts = [index for place, index in enumerate(chosen) if (place + 1) % nth], chosen[nth - 1 :: nth]
+        return (self, self) if total < nth else self.parted(range(nth - 1, total, nth))
+
+    def parted(self, places: Collection[int]) -> tuple[Samples, Samples]:
+        """Return the samples without those at some places, counted from 0, and these."""
+        chosen = range(len(self)) if self._chosen is None else self._chosen
+        parts = ([index for place, index in enumerate(chosen) if (place in places) == inside] for inside in (0, 1))
         first, second = (
             Samples(self._reader, self._fit, self.source, is_random=self.is_random, chosen=part) for part in parts
         )

@@ -15,7 +15,6 @@ import onnx_graphsurgeon as gs
 
 from graphopt.compensate import Pattern
 from graphopt.compensate.problem import SparseProblem
-from graphopt.context import Context
 from graphopt.ir.graph import Payload
 from graphopt.model import Model
 from graphopt.moments import Pair, PairedMoments, Stream, layer_moments, paired_moments
@@ -23,11 +22,12 @@ from graphopt.passes.prune.levels import levels
 from graphopt.passes.prune.regularize import judged_problem, problem_of
 from graphopt.passes.prune.scores import score_of
 from graphopt.passes.prune.search import Snapshot
+from graphopt.passes.prune.shares import SHARES, Shares
 from graphopt.passes.prune.sites import Evidence, Site, evidence_of
-from graphopt.passes.prune.variety import SHARES, Varied
+from graphopt.passes.prune.variety import Varied
+from graphopt.progress import Progress
 from graphopt.walk import Walk
 
-_SAMPLES = 64  # that moments rest on
 _TRIAL_SAMPLES = 32  # that moments rest on in trials, and the comparison of layers
 _EVIDENCE = 64  # positions for each input of a layer, about
 
@@ -68,7 +68,8 @@ def fit_sites(
     model: Model,
     work: Sequence[tuple[Site, float]],
     method: Method,
-    context: Context,
+    shares: Shares,
+    progress: Progress,
 ) -> int:
     """Prune the sites, in place and front to back, each by its ratio; return how many samples could not be used.
 
@@ -77,18 +78,17 @@ def fit_sites(
         model: A copy of it, edited.
         work: Sites with their ratios, in any order.
         method: How.
-        context: Samples and progress.
+        shares: What both run on, also in variants of pictures.
+        progress: Where it reports.
     """
-    assert context.samples is not None
-    samples = context.samples.take(min(_SAMPLES, len(context.samples)))
     left_out = 0
-    varied = Varied(samples)
-    with Walk(original, model, varied, context.progress) as walk:
+    varied = Varied(shares)
+    with Walk(original, model, varied, progress) as walk:
         for stage in _in_stages(model, work):
             shared = [(site, ratio) for site, ratio in stage if len(site.layers) > 1]
             single = [(site, ratio) for site, ratio in stage if len(site.layers) == 1]
             near = ([found] for found in walk.paired([Pair.same(site.layers[0]) for site, _ in single], apart=SHARES))
-            far = _moments(original, model, [site for site, _ in shared], varied, context)
+            far = _moments(original, model, [site for site, _ in shared], varied, progress)
             for part, stream in ((single, near), (shared, far)):
                 for (site, ratio), found in zip(part, stream, strict=True):
                     _fit(site, ratio, found, method)
@@ -97,11 +97,11 @@ def fit_sites(
 
 
 def _moments(
-    original: Model, model: Model, sites: Sequence[Site], samples: Stream, context: Context
+    original: Model, model: Model, sites: Sequence[Site], samples: Stream, progress: Progress
 ) -> Iterator[list[PairedMoments]]:
     """Yield the moments of each site's layers, wherever these are."""
     pairs = [Pair.same(layer) for site in sites for layer in site.layers]
-    stream = paired_moments(original, model, pairs, samples, apart=SHARES, progress=context.progress)
+    stream = paired_moments(original, model, pairs, samples, apart=SHARES, progress=progress)
     return ([next(stream) for _ in site.layers] for site in sites)
 
 
@@ -135,13 +135,12 @@ class Alone:
     mean: np.ndarray
 
 
-def alone(model: Model, sites: Iterable[Site], pattern: Pattern, context: Context) -> Iterator[Alone]:
-    """Yield each site by itself, by what its first layer reads."""
-    assert context.samples is not None
-    samples = context.samples.take(min(_TRIAL_SAMPLES, len(context.samples)))
+def alone(model: Model, sites: Iterable[Site], pattern: Pattern, shares: Shares, progress: Progress) -> Iterator[Alone]:
+    """Yield each site by itself, by what its first layer reads on samples that do not judge trials."""
+    samples = shares.fitted.take(min(_TRIAL_SAMPLES, len(shares.fitted)))
     first = {id(site.layers[0].node): site for site in sites}
     layers = [site.layers[0] for site in first.values()]
-    for moments in layer_moments(model, layers, samples, progress=context.progress):
+    for moments in layer_moments(model, layers, samples, progress=progress):
         site = first[id(moments.layer.node)]
         second = moments.second if site.bias is None else moments.covariance
         order, present = site.columns, site.present()

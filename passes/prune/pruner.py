@@ -22,6 +22,7 @@ from graphopt.passes.prune.fitted import Alone, Method, alone, fit_sites, site_l
 from graphopt.passes.prune.options import NEED_SAMPLES
 from graphopt.passes.prune.plain import Scorer, count_zeros, zero_all_but, zero_below, zero_smallest
 from graphopt.passes.prune.search import Snapshot, furthest
+from graphopt.passes.prune.shares import Shares
 from graphopt.passes.prune.sites import Site, sites_of
 from graphopt.passes.prune.weights import Weight
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from graphopt.passes.prune.prune import Prune
 
 _KEPT, _COPIES = 2**28, 3  # bytes of moments that are kept between trials, and how many copies of them solving makes
+_SAMPLES = 128  # that weights are fitted to
 _JUDGES = 16  # samples on which ways to share out a ratio are compared
-_BLENDS = (1.0, 0.5, 0.0)  # of the ratios by loss with equal ones: what layers lose themselves is not all that counts
+_BLENDS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of ratios by loss with equal ones: what layers lose themselves is not all
 _FEW = 8  # weights; where there are fewer, blends are not worth their time
 
 
@@ -87,7 +89,7 @@ class Pruner:
         work, rest = self._work(ratio, blend)
         self._zero(rest)
         if work:
-            left_out = fit_sites(self.original, self.model, work, self._method, self.context)
+            left_out = fit_sites(self.original, self.model, work, self._method, self._shares, self.context.progress)
             self.left_out = max(self.left_out, left_out)
 
     def try_out(self, ratio: float, blends: Sequence[float]) -> Iterator[float]:
@@ -112,9 +114,9 @@ class Pruner:
         """Return sites by themselves, as the model is before it is pruned; they are kept if they are small enough."""
         size = sum(8 * site.layers[0].groups * site.layers[0].inputs ** 2 for site in self.sites.values())
         if _COPIES * size > _KEPT:
-            return alone(self.model, sites, self.pattern, self.context)
+            return alone(self.model, sites, self.pattern, self._shares, self.context.progress)
         if not self._known:
-            found = alone(self.model, self.sites.values(), self.pattern, self.context)
+            found = alone(self.model, self.sites.values(), self.pattern, self._shares, self.context.progress)
             self._known.update((id(each.site), each) for each in found)
         return [self._known[id(site)] for site in sites]
 
@@ -160,8 +162,8 @@ class Pruner:
         single = len(self.weights) < _FEW or isinstance(self.pattern, NofM)
         if not self.sites or self.options.scope != "adaptive" or single:
             return 1.0
-        assert self.context.samples is not None
-        judge = OutputError(self.original, self.context.samples.take(min(_JUDGES, len(self.context.samples))))
+        unseen = self._shares.unseen
+        judge = OutputError(self.original, unseen.take(min(_JUDGES, len(unseen))))
         snapshot = self._snapshot()
         errors = {}
         for blend in self.try_out(ratio, _BLENDS):
@@ -199,6 +201,12 @@ class Pruner:
             scale = energy if relative and energy > 0 else 1.0
             curves.append(Curve(steps, tuple(loss / scale for loss in losses), cost, whole))
         return curves
+
+    @cached_property
+    def _shares(self) -> Shares:
+        """What is fitted to, and what judges it."""
+        assert self.context.samples is not None
+        return Shares.of(self.context.samples.take(_SAMPLES), self.original)
 
     @cached_property
     def _costs(self) -> list[float]:

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.samples import Feeds, Samples
+from graphopt.moments import Stream
+from graphopt.passes.prune.shares import SHARES
+from graphopt.samples import Feeds
 
 _ZOOM = 0.6, 0.95  # least and greatest part of height and width that a cut-out has
 _VARIANTS = 3  # of each sample, at most
 _PIXELS = 2**24  # of all pictures and variants together that are enough
-SHARES = 4  # of the samples, by turns; one of them judges what is fitted to the others
 _SMALLEST = 16  # height and width below which an input is no picture
 
 
@@ -47,7 +48,7 @@ class Varied:
         seed: Of the generator.
     """
 
-    def __init__(self, samples: Samples, *, variants: int = _VARIANTS, seed: int = 0) -> None:
+    def __init__(self, samples: Stream, *, variants: int = _VARIANTS, seed: int = 0) -> None:
         self._samples = samples
         self._seed = seed
         pixels = len(samples) * pixels_of(next(iter(samples)))

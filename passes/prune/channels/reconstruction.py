@@ -25,7 +25,8 @@ from graphopt.layers import LinearLayer, linear_layers
 from graphopt.model import Model
 from graphopt.moments import Pair, PairedMoments
 from graphopt.passes.prune.channels.tracker import captured, label
-from graphopt.passes.prune.variety import SHARES, Varied
+from graphopt.passes.prune.shares import SHARES
+from graphopt.passes.prune.variety import Varied
 from graphopt.progress import Progress
 from graphopt.samples import Samples
 from graphopt.shapes import shapes_for

@@ -14,7 +14,8 @@ from graphopt.model import Model
 from graphopt.passes.prune.channels.one_round import carry_out
 from graphopt.passes.prune.channels.plan import Plan, make_plan
 from graphopt.passes.prune.channels.sensitivity import distance
-from graphopt.passes.prune.variety import SHARES, Varied
+from graphopt.passes.prune.shares import SHARES
+from graphopt.passes.prune.variety import Varied
 from graphopt.shapes import infer_shapes
 
 if TYPE_CHECKING:
