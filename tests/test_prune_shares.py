@@ -72,7 +72,7 @@ def test_models_without_floats_are_parted_by_turns() -> None:
 
 
 def test_facts_that_do_not_vary() -> None:
-    assert judges(np.ones((8, 2)), 2) == [0, 1]
+    assert judges(np.ones((8, 2)), 2).tolist() == [0, 1]
 
 
 def test_ways_to_share_out_are_judged_by_samples_that_trials_are_not_fitted_to(

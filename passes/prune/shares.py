@@ -35,14 +35,16 @@ class Shares:
     def of(cls, samples: Samples, model: Model) -> Shares:
         """Part samples by what a model gives for them.
 
-        Where its first output is not one of floats, they are parted by turns.
+        Where its first output is not one of floats, they are parted by turns; samples for which it is not finite do
+        not judge.
         """
-        if len(samples) < SHARES:
-            return cls(samples, samples)
         facts = _facts(samples, model)
         if facts is None:
             return cls(*samples.without_every(SHARES))
-        return cls(*samples.parted(judges(facts, len(samples) // SHARES)))
+        places = np.flatnonzero(np.isfinite(facts).all(axis=1))
+        if len(places) < SHARES:
+            return cls(samples, samples)
+        return cls(*samples.parted(places[judges(facts[places], len(places) // SHARES)]))
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -58,7 +60,7 @@ class Shares:
         yield from judging
 
 
-def judges(facts: np.ndarray, count: int) -> list[int]:
+def judges(facts: np.ndarray, count: int) -> np.ndarray:
     """Return which samples judge, ascending: evenly spaced ones, each with its cluster, which ends at the widest gap.
 
     Args:
@@ -75,7 +77,7 @@ def judges(facts: np.ndarray, count: int) -> list[int]:
         near = others[np.argsort(-likeness[seed, others], kind="stable")]
         gaps = -np.diff(likeness[seed, near])[1:room]  # after the second, the third, ...
         left[near[: min(room, 2 + int(np.argmax(gaps)) if len(gaps) else 1)]] = False
-    return [int(place) for place in np.flatnonzero(~left)]
+    return np.flatnonzero(~left)
 
 
 def _facts(samples: Samples, model: Model) -> np.ndarray | None:
@@ -85,6 +87,6 @@ def _facts(samples: Samples, model: Model) -> np.ndarray | None:
         found = [session.run(feeds, [name])[name] for feeds in samples]
     if not all(isinstance(item, np.ndarray) and item.dtype.kind == "f" and item.size for item in found):
         return None
-    rows = [np.nan_to_num(item.astype(np.float64).reshape(-1, item.shape[-1] if item.ndim else 1)) for item in found]
+    rows = [item.astype(np.float64).reshape(-1, item.shape[-1] if item.ndim else 1) for item in found]
     width = min(row.shape[1] for row in rows)
     return np.stack([row.mean(axis=0)[:width] for row in rows])
