@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from graphopt.evaluate import Evaluator
+from graphopt.ir.graph import constants
 from graphopt.model import Model
 from graphopt.observe import Observer
 from graphopt.passes.quant.accounting.accounting import Audit
@@ -332,3 +333,16 @@ def test_integers_must_save_time_unless_they_are_asked_for(ratio: float, asked_f
     judge = Judge(workshop, workshop.model, Mock(), Mock(), None, Mock(), 0.01, asked_for=asked_for)
     item = Judged(Candidate(Mock(), smaller, 2, Audit({}, {}, 0, 0)), None, Ratio(ratio, ratio, ratio + 0.01, 10))
     assert judge.pays(item) == pays
+
+
+def test_weights_lie_in_the_branches_that_read_them_where_they_are_packed() -> None:
+    model, error = build(), OutputError(build(), feeds())
+    node = next(node for node in model.graph.nodes if node.name == "first")
+    twin = Twin(node, model.graph, {1: node.inputs[1].values + np.float32(0.5)})
+    with Switchboard(model, {Rounding(0): twin}, {}, error) as board:
+        assert board.error([]) == 0
+    (switch,) = (node for node in model.graph.nodes if node.op == "If")
+    for branch in switch.attrs.values():
+        (product,) = branch.nodes
+        assert product.inputs[1].name not in {"w", "v"}
+    assert "w" not in {constant.name for constant in constants(model.graph)}

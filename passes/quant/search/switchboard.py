@@ -131,7 +131,8 @@ class _Builder:
     def weight_switch(self, twin: Twin) -> str:
         """Put a node and its twin into the branches of an If; return the switch."""
         node, outputs = twin.node, list(twin.node.outputs)
-        inputs = list(node.inputs)
+        plain_inputs = [self._own(tensor) for tensor in node.inputs]
+        inputs = list(plain_inputs)
         before: list[gs.Node] = []
         if twin.rounded_input:
             inputs[0], before = self._rounded(inputs[0], None)
@@ -140,7 +141,7 @@ class _Builder:
             inputs[index : index + 1] = [constant]  # also appends a bias where there was none
         attributes = {**node.attrs, **(twin.attributes or {})}
         rounded = self._branch(Node(node.op, "", attributes, inputs, []), outputs, before)
-        plain = self._branch(Node(node.op, "", dict(node.attrs), list(node.inputs), []), outputs)
+        plain = self._branch(Node(node.op, "", dict(node.attrs), plain_inputs, []), outputs)
         for branch in (rounded, plain):
             branch.nodes[-1].domain = node.domain
         node.inputs.clear()
@@ -180,6 +181,12 @@ class _Builder:
         restored = Variable(self._name("restored"), dtype=_FLOAT32)
         dequantize = Node("DequantizeLinear", restored.name, {}, [codes, *parameters], [restored])
         return restored, [quantize, dequantize]
+
+    def _own(self, tensor: gs.Tensor) -> gs.Tensor:
+        """Return a constant of its own for what only one node reads: ONNX Runtime packs those of the same graph."""
+        if not isinstance(tensor, gs.Constant) or len(tensor.outputs) > 1:
+            return tensor
+        return Constant(self._name(f"{tensor.name}/own"), tensor.values)
 
     def _branch(self, last: gs.Node, like: Sequence[gs.Tensor], before: Iterable[gs.Node] = ()) -> gs.Graph:
         """Return a body that ends in a node with as many outputs as given, empty where these are."""
