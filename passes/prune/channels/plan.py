@@ -74,20 +74,21 @@ class Plan:
         return gone
 
 
-def make_plan(model: Model, context: Context, options: Prune) -> Plan:
+def make_plan(model: Model, context: Context, options: Prune, *, turned: bool = True) -> Plan:
     """Find, rank and weigh what can be removed.
 
     Args:
         model: Stays as it is.
         context: Its samples, if there are any, give shapes, moments and what is measured.
         options: `of`, `criterion`, `scope` and `layers` count.
+        turned: Whether other coordinates are looked for; what later rounds are fitted to has those of the first.
     """
     shapes = shapes_for(model, context.evaluator.inputs.example())
     criterion = "obs" if options.criterion == "auto" else options.criterion
     by_reader = criterion in _BY_READER
     found = _removable(model, shapes, by_reader)
     turns: Mapping[int, np.ndarray] = {}
-    if criterion == "obs" and context.samples is not None:
+    if turned and criterion == "obs" and context.samples is not None:
         turns = turnings(model, found, context.samples.take(_FEW), context.progress)
     even = not by_reader and options.scope == "layer"
     ranked = _ranked(model, found, turns, criterion, shapes, context)

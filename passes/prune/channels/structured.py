@@ -13,6 +13,7 @@ from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune.channels.one_round import carry_out
 from graphopt.passes.prune.channels.plan import Plan, make_plan
+from graphopt.passes.prune.channels.reference import Reference
 from graphopt.passes.prune.channels.sensitivity import distance
 from graphopt.passes.prune.shares import SHARES
 from graphopt.passes.prune.variety import Varied
@@ -49,8 +50,8 @@ def in_rounds(plan: Plan, model: Model, ratio: float, context: Context, options:
     """Remove a ratio in place, a part at a time; then tune all weights together towards the model of before.
 
     Losses of single groups add up only while they are small: what a group is worth is found out anew once others have
-    gone and the rest has been fitted. But each round is fitted to what the one before has made. So up to half of a cost
-    is removed both ways, and the model is kept that comes closer to the one of before.
+    gone and the rest has been fitted. But then no coordinates are chosen anew. So up to half of a cost is removed both
+    ways, and the model is kept that comes closer to the one of before.
 
     Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference",
     arXiv:1611.06440, which alternates removal and repair.
@@ -77,15 +78,17 @@ def in_rounds(plan: Plan, model: Model, ratio: float, context: Context, options:
 def _removed(plan: Plan, model: Model, ratio: float, rounds: int, context: Context, options: Prune) -> PassReport:
     """Remove a ratio in place, in so many rounds, and tune."""
     original = model.copy()
-    left, reports = 1.0, []
+    left, reports = 1.0, list[PassReport]()
+    reference: Reference | None = None
     for index in range(rounds):
         wanted = (1 - ratio) ** ((index + 1) / rounds)
         if index and wanted >= left:
             continue
         if index:
-            plan = make_plan(model, context, _later(options))
-        reports.append(carry_out(plan, model, 1 - wanted / left, context, options))
-        left *= reports[-1].metrics[f"{options.of}_left"]
+            plan = make_plan(model, context, _later(options), turned=False)
+        report, reference = carry_out(plan, model, 1 - wanted / left, context, options, reference)
+        reports.append(report)
+        left *= report.metrics[f"{options.of}_left"]
         clean(model.graph)
         infer_shapes(model)
     return _tuned(original, model, _together(reports, left, options), context, options)
@@ -118,10 +121,11 @@ def _as_far_as_allowed(model: Model, plan: Plan, context: Context, options: Prun
     original, best, left = model.copy(), model.copy(), 1.0
     reports: list[PassReport] = []
     finished: tuple[Model, PassReport] | None = None
+    reference: Reference | None = None
     step = _ROUND
     while step >= _FINEST and left > 1 - _MOST:
         candidate = best.copy()
-        report = carry_out(plan, candidate, step, context, options)
+        report, target = carry_out(plan, candidate, step, context, options, reference)
         clean(candidate.graph)
         infer_shapes(candidate)
         judged, rest = candidate.copy(), left * report.metrics[f"{options.of}_left"]
@@ -130,9 +134,9 @@ def _as_far_as_allowed(model: Model, plan: Plan, context: Context, options: Prun
         if rest == left or drop is None or not drop.within(options.budget * context.max_drop):
             step /= 2
             continue
-        best, left, finished = candidate, rest, (judged, whole)
+        best, left, finished, reference = candidate, rest, (judged, whole), target
         reports.append(report)
-        plan = make_plan(best, context, _later(options))
+        plan = make_plan(best, context, _later(options), turned=False)
     if finished is None:
         why = Skip("model", "no ratio that was tried keeps the loss within its limit")
         return PassReport(0, (*plan.found.skips, why))
