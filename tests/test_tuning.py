@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from graphopt.gradients.adam import Adam
-from graphopt.gradients.objective import Objective
 from graphopt.gradients.tuning import tune
 from graphopt.ir.graph import constants
 from graphopt.model import Model
@@ -106,22 +105,41 @@ def test_steps_are_a_part_of_the_size_of_the_weight() -> None:
     assert found[1] == pytest.approx(np.full(3, 1.01e-3), rel=1e-5)
 
 
-def test_samples_kept_apart_say_how_much_of_the_change_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Descent that goes four times as far as the original lies is taken back to a quarter."""
-    model, compressed = original(), without_small(original())
-    seen = []
+def test_samples_kept_apart_say_after_which_round_it_was_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descent that finds the original after the first of three rounds and then goes on is taken back there."""
+    model, compressed = original(), original()
+    for constant in constants(compressed.graph):
+        constant.values = 2 * constant.values
+    aims, steps = dict[tuple[int, ...], np.ndarray](), list[int]()
 
-    def too_far(objective: Objective, pairs: Sequence[Any], *_: Any) -> None:
-        seen.append(len(pairs))
-        for constant in objective.weights:
-            constant.values = constant.values + 4 * (values(model, constant.name) - constant.values)
+    def ever_further(adam: Adam, weights: Sequence[np.ndarray], *_: Any) -> list[np.ndarray]:
+        if not steps:
+            aims.update({item.shape: item for item in (values(model, name) for name in ("w", "b", "v"))})
+        steps.append(len(weights))
+        return [aims[item.shape] + len(steps) // 7 for item in weights]  # 48 samples are 6 steps a round
 
-    monkeypatch.setattr("graphopt.gradients.tuning._descend", too_far)
+    monkeypatch.setattr(Adam, "step", ever_further)
+    monkeypatch.setattr("graphopt.gradients.tuning._STEPS", 0)
     samples = random_samples(model.interface, count=64)
     assert tune(model, compressed, samples, SilentProgress(), np.random.default_rng(0), apart=4) == (3, "")
-    assert seen == [48]
+    assert len(steps) == 18
     for name in ("w", "b", "v"):
-        np.testing.assert_allclose(values(compressed, name), values(model, name), atol=1e-5)
+        assert np.array_equal(values(compressed, name), values(model, name))
+
+
+@pytest.mark.parametrize(("count", "steps"), [(64, 24), (256, 96)])
+def test_at_least_so_many_steps_and_rounds(monkeypatch: pytest.MonkeyPatch, count: int, steps: int) -> None:
+    model, made = original(), []
+    step = Adam.step
+
+    def counted(*args: Any) -> list[np.ndarray]:
+        made.append(1)
+        return step(*args)
+
+    monkeypatch.setattr(Adam, "step", counted)
+    samples = random_samples(model.interface, count=count)
+    tune(model, without_small(model), samples, SilentProgress(), np.random.default_rng(0))
+    assert len(made) == steps
 
 
 @pytest.mark.parametrize("which", [slice(3, None, 4), slice(0, None, 4)])
@@ -133,10 +151,7 @@ def test_only_samples_kept_apart_judge(monkeypatch: pytest.MonkeyPatch, which: s
     feeds[which] = [[0, 1]]
     samples = open_samples([{"x": item} for item in feeds], model.interface)
 
-    def one_right(objective: Objective, *_: Any) -> None:
-        objective.weights[0].values = np.diag(np.array([3, 1], np.float32))
-
-    monkeypatch.setattr("graphopt.gradients.tuning._descend", one_right)
+    monkeypatch.setattr(Adam, "step", lambda *_: [np.diag(np.array([3, 1], np.float32))])
     count, _ = tune(model, compressed, samples, SilentProgress(), np.random.default_rng(0), apart=4)
     assert count == (which.start == 3)
 

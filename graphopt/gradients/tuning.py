@@ -19,6 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.cut import Side
+from graphopt.errors import ModelError
 from graphopt.gradients.adam import Adam, step_length
 from graphopt.gradients.backward import OPSET
 from graphopt.gradients.examples import Complete, Results, both, fetched, results, spreads, targets, usable
@@ -30,11 +31,12 @@ from graphopt.progress import Progress
 from graphopt.shapes import infer_shapes
 from graphopt.walk import Shelf
 
+_MOST_WEIGHTS = 2**26  # whose gradients are in memory together
 _SHARE = 0.9  # of the weights that the tuned end of the model has
-_ROUNDS = 3  # over all samples
-_BATCH = 16  # samples a step
+_ROUNDS = 3  # over all samples, at least
+_STEPS = 24  # at least
+_BATCH = 8  # samples a step
 _RATE = 1e-3  # length of the first steps, as a part of the size of each weight
-_PARTS = 1.0, 0.5, 0.25  # of the way that was gone, how much may be kept
 
 
 def tune(
@@ -42,7 +44,7 @@ def tune(
 ) -> tuple[int, str]:
     """Tune weights and biases of a compressed model's linear layers in place; weights that are zero stay zero.
 
-    From few samples they soon learn what holds for these only. So others say how much of the change is kept.
+    From few samples they soon learn what holds for these only. So others say after which round they were best.
 
     Args:
         original: Gives the targets; its tensors have the same names.
@@ -50,7 +52,7 @@ def tune(
         samples: What both run on.
         progress: Where it reports.
         rng: Chooses the order of the samples.
-        apart: Every so many-th sample is not tuned on, but says how much is kept; 0: all are for both.
+        apart: Every so many-th sample is not tuned on, but judges; 0: all are for both.
 
     Returns:
         How many constants were tuned, and if none why.
@@ -59,8 +61,9 @@ def tune(
         infer_shapes(model)
     shown = {id(tensor) for tensor in compressed.graph.outputs}
     layers = [layer for layer in linear_layers(compressed) if _own(layer, shown)]
-    if compressed.graph.opset < OPSET or not layers:
-        return 0, f"gradients need layers in float32 and opset {OPSET}"
+    size = sum(int(np.prod(layer.weight.shape)) for layer in layers)
+    if compressed.graph.opset < OPSET or not 0 < size <= _MOST_WEIGHTS:
+        return 0, f"gradients need 1 to {_MOST_WEIGHTS} weights of layers in float32 ({size} found) and opset {OPSET}"
     side, wanted, samples = Side(compressed), targets(compressed), Complete(samples, compressed)
     cut = _start(side, layers)
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
@@ -77,13 +80,13 @@ def tune(
             return 0, "there are no outputs with finite values to compare"
         tail = side.between(cut, len(compressed.graph.nodes), wanted)
         own = {item.name: item for layer in layers for item in _own(layer, shown)}
-        objective = Objective(tail, own.keys(), spreads(learnt, wanted), fetched(learnt[0][0]))
+        try:
+            objective = Objective(tail, own.keys(), spreads(learnt, wanted), fetched(learnt[0][0]))
+        except ModelError as error:
+            return 0, str(error)
         if not objective.weights:
             return 0, f"no gradients lead through {', '.join(objective.stops[:3])}"
-        start = [item.values for item in objective.weights]
-        before = objective.error(map(both, judges))
-        _descend(objective, learnt, progress, rng)
-        if not _keep_best(objective, start, judges) < before:
+        if not _descend(objective, learnt, judges, progress, rng):
             return 0, "it comes no closer to the original"
     for constant in objective.weights:
         own[constant.name].values = constant.values
@@ -91,32 +94,36 @@ def tune(
 
 
 def _descend(
-    objective: Objective, pairs: Sequence[tuple[Results, Results]], progress: Progress, rng: np.random.Generator
-) -> None:
-    """Change the weights of an objective in place, step by step, by the gradients of a few samples each."""
-    adam = Adam([item.values for item in objective.weights])
-    stays = [item.values != 0 for item in objective.weights]
+    objective: Objective,
+    pairs: Sequence[tuple[Results, Results]],
+    judges: Sequence[tuple[Results, Results]],
+    progress: Progress,
+    rng: np.random.Generator,
+) -> bool:
+    """Change the weights in place, step by step, by the gradients of a few samples each.
+
+    After each round over all samples others judge; the best weights are put back. Returns whether any are better than
+    the first ones.
+    """
+    start = best = [item.values for item in objective.weights]
+    least = objective.error(map(both, judges))
+    adam = Adam(start)
     steps = math.ceil(len(pairs) / _BATCH)
-    orders = [rng.permutation(len(pairs)) for _ in range(_ROUNDS)]
-    for step in progress.track(range(_ROUNDS * steps), "tune", _ROUNDS * steps):
-        chosen = orders[step // steps][step % steps * _BATCH :][:_BATCH]
-        gradients = [item / len(chosen) for item in objective.gradients(both(pairs[index]) for index in chosen)]
-        present = [item.values for item in objective.weights]
-        fresh = adam.step(present, gradients, step_length(step, _ROUNDS * steps, _RATE))
-        for constant, values, kept in zip(objective.weights, fresh, stays, strict=True):
-            constant.values = np.where(kept, values, 0)
-
-
-def _keep_best(objective: Objective, start: Sequence[np.ndarray], judges: Sequence[tuple[Results, Results]]) -> float:
-    """Go back to the best part of the way from the first weights to the present ones; return its error."""
-    end = [item.values for item in objective.weights]
-
-    def error(part: float) -> float:
-        for constant, first, last in zip(objective.weights, start, end, strict=True):
-            constant.values = (first + part * (last - first)).astype(last.dtype)
-        return objective.error(map(both, judges))
-
-    return error(min(_PARTS, key=error))
+    rounds = max(_ROUNDS, math.ceil(_STEPS / steps))
+    for index in progress.track(range(rounds), "tune", rounds):
+        order = rng.permutation(len(pairs))
+        for step in range(steps):
+            chosen = order[step * _BATCH :][:_BATCH]
+            gradients = [item / len(chosen) for item in objective.gradients(both(pairs[place]) for place in chosen)]
+            present = [item.values for item in objective.weights]
+            fresh = adam.step(present, gradients, step_length(index * steps + step, rounds * steps, _RATE))
+            for constant, values, first in zip(objective.weights, fresh, start, strict=True):
+                constant.values = np.where(first != 0, values, 0)
+        if (error := objective.error(map(both, judges))) < least:
+            least, best = error, [item.values for item in objective.weights]
+    for constant, values in zip(objective.weights, best, strict=True):
+        constant.values = values
+    return best is not start
 
 
 def _start(side: Side, layers: Sequence[LinearLayer]) -> int:

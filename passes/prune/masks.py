@@ -38,6 +38,7 @@ def prune_masks(model: Model, context: Context, options: Prune) -> PassReport:
     metrics = {
         "tensors": len(weights),
         "fitted": len(pruner.sites),
+        "tuned": pruner.tuned,
         "weights": size,
         "zeros_before": before,
         "zeros": zeros,
@@ -46,6 +47,8 @@ def prune_masks(model: Model, context: Context, options: Prune) -> PassReport:
     changed = held.replaced()
     if pruner.left_out:
         notes = (*notes, f"{pruner.left_out} of the samples are not used: they give values that are not finite")
+    if pruner.untuned:
+        notes = (*notes, f"not tuned by gradients: {pruner.untuned}")
     notes = (*_notes(metrics), *notes) if changed else notes
     return PassReport(changed, (*skipped, *unfit), metrics, notes)
 

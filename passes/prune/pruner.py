@@ -13,6 +13,7 @@ from graphopt.compensate import NofM, Pattern
 from graphopt.compensate.patterns import fraction
 from graphopt.context import Context
 from graphopt.evaluate.error import OutputError
+from graphopt.gradients.tuning import tune
 from graphopt.ir.graph import constants
 from graphopt.layers import linear_layers
 from graphopt.model import Model
@@ -22,8 +23,9 @@ from graphopt.passes.prune.fitted import Alone, Method, alone, fit_sites, site_l
 from graphopt.passes.prune.options import NEED_SAMPLES
 from graphopt.passes.prune.plain import Scorer, count_zeros, zero_all_but, zero_below, zero_smallest
 from graphopt.passes.prune.search import Snapshot, furthest
-from graphopt.passes.prune.shares import Shares
+from graphopt.passes.prune.shares import SHARES, Shares
 from graphopt.passes.prune.sites import Site, sites_of
+from graphopt.passes.prune.variety import Varied
 from graphopt.passes.prune.weights import Weight
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class Pruner:
         weights: Weights that the pattern fits.
         sites: Those among them that are fitted to what their layers read, by id of the constant.
         left_out: Samples that could not be used, as not all that they give is finite.
+        tuned: Weights and biases that were tuned by gradients in the end.
+        untuned: Why none were, if any could have been.
     """
 
     model: Model
@@ -59,6 +63,8 @@ class Pruner:
     weights: Sequence[Weight]
     sites: dict[int, Site]
     left_out: int = 0
+    tuned: int = 0
+    untuned: str = ""
     _known: dict[int, Alone] = field(default_factory=dict)
 
     @classmethod
@@ -91,6 +97,15 @@ class Pruner:
         if work:
             left_out = fit_sites(self.original, self.model, work, self._method, self._shares, self.context.progress)
             self.left_out = max(self.left_out, left_out)
+            self._tune()
+
+    def _tune(self) -> None:
+        """Tune what is not zero together, towards the outputs of the original."""
+        if not self.options.reconstruct:
+            return
+        samples = Varied(self._shares)
+        found = tune(self.original, self.model, samples, self.context.progress, self._rng("tune"), apart=SHARES)
+        self.tuned, self.untuned = found
 
     def try_out(self, ratio: float, blends: Sequence[float]) -> Iterator[float]:
         """Put the weights of each blend, pruned roughly, into the model, and yield the blend; the last ones stay."""
