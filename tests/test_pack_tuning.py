@@ -50,7 +50,7 @@ def samples_for(model: Model, count: int, seed: int = 5) -> Samples:
 def rounded(model: Model, samples: Samples, bits: int = 3) -> tuple[Model, list[Rounding]]:
     copy = model.copy()
     units = find_units(copy, constants(copy.graph))
-    return copy, SizeMode(samples, SilentProgress()).round(copy, units, [bits] * len(units))
+    return copy, SizeMode(samples, SilentProgress(), np.random.default_rng(0)).round(copy, units, [bits] * len(units))
 
 
 def loss(model: Model, original: Model, samples: Samples) -> float:

@@ -1,7 +1,7 @@
 """Decoders: small chains of standard operators that ONNX Runtime folds once, at load.
 
-Every decoder hangs from initializers only and uses operators whose CPU kernels level-1 constant folding evaluates
-(Cast, Gather, Reshape, Add, Mul, Slice, CumSum, Expand), so the running graph is the plain one. All of them exist from
+Every decoder hangs from initializers only and uses operators whose CPU kernels level-1 constant folding evaluates (Add,
+Cast, ConvInteger, CumSum, Expand, Gather, Mul, Reshape, Slice, Tile), so the running graph is the plain one. All exist from
 opset 11 on. A decoder of 4 bits::
 
     lut = Gather(levels, table4)        # [256, 2]: the two values that a byte stands for; table4 is shared by all
@@ -11,6 +11,11 @@ and one of 6 bits, whose codes lie in a plane of 4 bits and one of 2::
 
     lut = Gather(levels, table6)        # [4096, 2]: the two values of a byte of one plane and half a byte of the other
     weight = Reshape(Gather(lut, Cast(high) + Gather(halves, Cast(low))), shape) [* scale]
+
+and one of 4 bits on a trellis, whose windows are of 8 bits, see `graphopt.compensate.trellis`::
+
+    codes = Reshape(Gather(table4 as uint8, Cast(codes)), [before, 1, rows, after])
+    weight = Reshape(Gather(levels, ConvInteger(codes, [16, 1])), shape) * scale
 
 What costs time at load is looking up: so several elements are looked up at once, never one. Integers of a weight's size
 have two axes or more: those of one axis could be a shape, and ONNX's inference follows each of them, with 70 bytes.
@@ -28,6 +33,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphopt.compensate.trellis import lanes, reach
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable
 from graphopt.passes.pack.bits import bits_for, code_table, pack_codes, padded_count, plane_widths
@@ -106,6 +112,25 @@ class Draft:
         lut = self.node("Gather", [self.stored("levels", full), self._table(bits)])
         return self._shaped(self.node("Gather", [lut, self._rows(codes, bits)]), codes, bits)
 
+    def trellis(self, codes: np.ndarray, levels: np.ndarray, bits: int) -> gs.Tensor:
+        """Return the level of the window of each code, in the shape of the codes.
+
+        A convolution in integers, whose kernel holds powers of two, puts each code behind those before it in its chain.
+
+        Args:
+            codes: Indices, [before, rows, after]; that of row r follows that of row ``r - lanes(rows)``.
+            levels: Of each window, float32 that half precision holds exactly, [2**(bits + MEMORY)].
+            bits: Of a code.
+        """
+        earlier, step = reach(bits), lanes(codes.shape[1])
+        held = self._shaped(
+            self.node("Gather", [self._narrow_table(bits), self._rows(codes, bits)]), codes[:, None], bits
+        )
+        factors = (1 << (bits * np.arange(earlier, -1, -1))).astype(np.uint8)
+        kernel = self.common("kernel", factors.reshape(1, 1, -1, 1))
+        found = self.node("ConvInteger", [held, kernel], dilations=[step, 1], pads=[earlier * step, 0, 0, 0])
+        return self.node("Gather", [self._levels_of_windows(levels, 2 ** ((earlier + 1) * bits)), found])
+
     def bits(self, flags: np.ndarray) -> gs.Tensor:
         """Return flags as int32, in their shape."""
         return self._shaped(self.node("Gather", [self._table(1), self._rows(flags, 1)]), flags, 1)
@@ -115,6 +140,12 @@ class Draft:
         if not _may_be_shape(values):
             return self.cast(self.stored(suffix, values), dtype)
         return self.reshape(self.cast(self.stored(suffix, values[None]), dtype), (-1,))
+
+    def scaled(self, tensor: gs.Tensor, scale: np.ndarray) -> gs.Tensor:
+        """Return a float32 tensor times scales of the decoder's own, float16 or float32."""
+        single = np.dtype(np.float32)
+        stored: gs.Tensor = self.stored("scale", scale)
+        return self.node("Mul", [tensor, stored if scale.dtype == single else self.cast(stored, single)])
 
     def plain(self, suffix: str, values: np.ndarray) -> gs.Tensor:
         """Return values of the decoder's own as they are."""
@@ -197,6 +228,30 @@ class Draft:
                 shape = self.common("rows", np.array([-1, group], np.int64))
                 table = self.node("Reshape", [both, shape], name=f"decode/table{bits}")
             self.shared[key] = table
+        return self.shared[key]
+
+    def _narrow_table(self, bits: int) -> gs.Tensor:
+        """Return `_table` as uint8."""
+        key = ("narrow table", bits)
+        if key not in self.shared:
+            to = int(onnx.TensorProto.UINT8)
+            self.shared[key] = self.node("Cast", [self._table(bits)], name=f"decode/narrow{bits}", to=to)
+        return self.shared[key]
+
+    def _levels_of_windows(self, levels: np.ndarray, count: int) -> gs.Tensor:
+        """Return the levels of a trellis as float32, again and again up to a count; weights of the same bits share it.
+
+        So what a convolution gives need not lose the bits that are above those of a window.
+        """
+        key = ("windows", count, levels.tobytes())
+        if key not in self.shared:
+            narrow, to = levels.astype(np.float16), int(onnx.TensorProto.FLOAT)
+            half = self.common(f"half{len(levels)}", narrow)
+            found = self.node("Cast", [half], name=f"decode/levels{len(levels)}", to=to)
+            if count > len(levels):
+                times = self.common("times", np.array([count // len(levels)], np.int64))
+                found = self.node("Tile", [found, times], name=f"decode/levels{count}")
+            self.shared[key] = found
         return self.shared[key]
 
     def _shifted(self, width: int, shift: int) -> gs.Tensor:

@@ -96,10 +96,7 @@ class ScaledForm(Form):
 
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
-        single = np.dtype(np.float32)
-        scale: gs.Tensor = draft.stored("scale", self.scale)
-        scale = scale if self.scale.dtype == single else draft.cast(scale, single)
-        return draft.node("Mul", [self.inner.build(draft), scale])
+        return draft.scaled(self.inner.build(draft), self.scale)
 
 
 @dataclass(frozen=True, eq=False)

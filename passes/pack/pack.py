@@ -192,7 +192,7 @@ class _Run:
         units, samples = floats.units, self._context.samples
         if not units or (samples is not None and len(samples) == 0):
             return {}
-        mode = SizeMode(samples, self._context.progress)
+        mode = SizeMode(samples, self._context.progress, self._context.rng("trellis"))
         if samples is None:
             if wanted == "auto":
                 self._notes.append("without --data there is nothing to choose bits by: all weights get 8")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.compensate.trellis import Trellis
 from graphopt.passes.pack.bits import packed_bytes
+from graphopt.passes.pack.coded import Chained, Coded
 from graphopt.passes.pack.decoders import Draft
 from graphopt.passes.pack.forms import Form, ScaledForm, forms
-from graphopt.passes.pack.shrink import Coded
 from graphopt.passes.pack.units import Unit
 
 _LARGE_BIAS = 2**10  # bytes; of smaller ones half precision would save nothing
@@ -33,13 +34,32 @@ class CodedForm(Form):
 
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
-        single = np.dtype(np.float32)
-        scale: gs.Tensor = draft.stored("scale", self.scale)
-        scale = scale if self.scale.dtype == single else draft.cast(scale, single)
-        if len(self.levels) == 256:
-            whole = (self.codes.astype(np.int16) - 128).astype(np.int8)
-            return draft.node("Mul", [draft.cast(draft.stored("int8", whole), single), scale])
-        return draft.node("Mul", [draft.levels(self.codes, self.levels), scale])
+        if len(self.levels) < 256:
+            return draft.scaled(draft.levels(self.codes, self.levels), self.scale)
+        whole = (self.codes.astype(np.int16) - 128).astype(np.int8)
+        return draft.scaled(draft.cast(draft.stored("int8", whole), np.dtype(np.float32)), self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class ChainedForm(Form):
+    """Codes on a trellis times a scale a row: Gather, ConvInteger, Gather, Mul.
+
+    Attributes:
+        codes: uint8 [before, rows, after].
+        shape: The weight's.
+        trellis: Its levels.
+        scale: Factors, float16 or float32, broadcastable to the weight.
+    """
+
+    codes: np.ndarray
+    shape: tuple[int, ...]
+    trellis: Trellis
+    scale: np.ndarray
+
+    def build(self, draft: Draft) -> gs.Tensor:
+        """Add the decoder to a draft and return the decoded tensor."""
+        levels = draft.trellis(self.codes, self.trellis.levels, self.trellis.bits)
+        return draft.scaled(draft.reshape(levels, self.shape), self.scale)
 
 
 @dataclass(eq=False)
@@ -64,14 +84,16 @@ class Rounding:
     def form(self) -> Form:
         """Return how a file can hold it."""
         unit, coded = self.unit, self.coded
-        bits = (len(coded.levels) - 1).bit_length()
-        codes, scale = unit.stored(coded.codes), unit.stored_scale(coded.scale)
+        bits, codes, scale = coded.bits, unit.stored(coded.codes), unit.stored_scale(coded.scale)
+        nbytes = packed_bytes(codes.size, bits) + scale.nbytes
+        if isinstance(coded, Chained) and unit.frame is not None:
+            kind, shape = f"{bits}-bit trellis codes", unit.constant.shape
+            return ChainedForm(kind, nbytes, _OPSET, codes.reshape(unit.frame), shape, coded.trellis, scale)
         if unit.is_sparse:
             inner = min(forms(coded.levels[codes]), key=lambda form: form.nbytes)
             return ScaledForm(f"{inner.kind} and scales", inner.nbytes + scale.nbytes, inner.opset, inner, scale)
-        levels = coded.levels.nbytes if bits < 8 else 0
-        nbytes = packed_bytes(coded.codes.size, bits) + levels + coded.scale.nbytes
-        return CodedForm(f"{bits}-bit codes", nbytes, _OPSET, codes, coded.levels, scale)
+        levels = coded.levels.nbytes if coded.own_levels else 0
+        return CodedForm(f"{bits}-bit codes", nbytes + levels, _OPSET, codes, coded.levels, scale)
 
 
 def stored_bias(values: np.ndarray) -> np.ndarray:

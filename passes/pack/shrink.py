@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
-
 import numpy as np
 
 from graphopt.compensate import PaletteGrid, coordinate_descent, damped, gptq, refit_levels, refit_scales
 from graphopt.compensate.grid import nearest
 from graphopt.compensate.magnitude import magnitude
 from graphopt.compensate.palette import masked
+from graphopt.passes.pack.coded import LARGEST_SCALE, Coded, stored_scale
 
 _ROUNDS = 2  # of refitting levels and scales; more change the last digits
 _SHRINKS = np.linspace(0.4, 1.0, 13)  # of the largest magnitude, tried as scale
-_FULL = 4096  # inputs; wider layers would need minutes for their inverse, and are rounded with the diagonal alone
-_LEAST_SCALE, _LARGEST_SCALE = 2.0**-14, 2.0**15  # stored in half precision, which holds smaller ones badly
+FULL = 4096  # inputs; wider layers would need minutes for their inverse, and are rounded with the diagonal alone
 _PART = 2**20  # weights that are rounded at a time, and that a palette is fitted to where inputs are unknown
 _LLOYD_ROUNDS = 8  # more change the last digits
-
-
-@dataclass(frozen=True)
-class Coded:
-    """Weights as codes.
-
-    Attributes:
-        codes: Index of the level of each weight, uint8 [groups, rows, inputs].
-        levels: Values, ascending, float32 [2**bits]; of 8 bits the whole numbers from -128 on.
-        scale: Factor of each row, float16 or float32 [groups, rows, 1].
-    """
-
-    codes: np.ndarray
-    levels: np.ndarray
-    scale: np.ndarray
-
-    def decoded(self) -> np.ndarray:
-        """Return the weights as a decoder computes them, float32 [groups, rows, inputs]."""
-        values: np.ndarray = self.levels[self.codes] * self.scale.astype(np.float32)
-        return values
-
-    def times(self, unit: float) -> Self:
-        """Return the weights times a power of two, which the levels take up; of 8 bits the scales, which are short.
-
-        Half precision stays where it holds the product exactly.
-        """
-        if len(self.levels) < 256:
-            return replace(self, levels=(self.levels.astype(np.float64) * unit).astype(np.float32))
-        scale = (self.scale.astype(np.float64) * unit).astype(np.float32)
-        with np.errstate(over="ignore"):
-            narrow = scale.astype(np.float16)
-        return replace(self, scale=narrow if np.array_equal(narrow, scale) else scale)
 
 
 def shrink(matrix: np.ndarray, moment: np.ndarray | None, bits: int, *, sparse: bool = False) -> Coded:
@@ -75,7 +40,7 @@ def _shrunk(matrix: np.ndarray, moment: np.ndarray | None, bits: int, *, sparse:
     groups, _, inputs = matrix.shape
     keep = matrix != 0 if sparse else None
     levels = np.linspace(-1, 1, 2**bits - sparse) if bits < 8 else np.arange(-128, 128) / 127
-    if moment is None or inputs > _FULL:
+    if moment is None or inputs > FULL:
         diagonal = np.ones((groups, inputs)) if moment is None else _diagonal(moment)
         return _rounded(matrix, diagonal, levels, sparse=sparse)
     scale = start_scale(matrix, _diagonal(moment), levels)
@@ -180,10 +145,9 @@ def _as_stored(levels: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.nd
     """
     if len(levels) == 256:
         whole, factor = np.arange(-128, 128, dtype=np.float32), scale * levels[-1] / 127
-        narrow = bool(factor.min() >= _LEAST_SCALE and factor.max() <= 1)
+        stored = stored_scale(factor) if factor.max() <= 1 else factor.astype(np.float32)
     else:
-        unit = float(scale.max()) / _LARGEST_SCALE
+        unit = float(scale.max()) / LARGEST_SCALE
         whole, factor = (levels * unit).astype(np.float32), scale / unit
-        narrow = bool(factor.min() >= _LEAST_SCALE)
-    stored = factor.astype(np.float16 if narrow else np.float32)
+        stored = stored_scale(factor)
     return whole, stored.astype(np.float64), stored

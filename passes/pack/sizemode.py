@@ -8,13 +8,16 @@ import numpy as np
 
 from graphopt.biases import Bias, find_bias
 from graphopt.compensate.palette import fit_palette
+from graphopt.compensate.trellis import MOST_BITS, Trellis
 from graphopt.ir.graph import payload
 from graphopt.model import Model
 from graphopt.moments import LayerMoments, layer_moments
 from graphopt.passes.pack.allocate import MEASURED
+from graphopt.passes.pack.chain import can_chain, chain, fit_levels
+from graphopt.passes.pack.coded import Coded
 from graphopt.passes.pack.rounding import Rounding, stored_bias
 from graphopt.passes.pack.sensitivity import OutputLoss
-from graphopt.passes.pack.shrink import Coded, shrink
+from graphopt.passes.pack.shrink import shrink
 from graphopt.passes.pack.tuning import Tuning, tune
 from graphopt.passes.pack.units import Unit
 from graphopt.progress import Progress
@@ -36,11 +39,14 @@ class SizeMode:
     Args:
         samples: Inputs to fit to; without them every weight is rounded by itself.
         progress: Where it reports.
+        rng: Draws the weights that levels of trellises are fitted to.
     """
 
-    def __init__(self, samples: Samples | None, progress: Progress) -> None:
+    def __init__(self, samples: Samples | None, progress: Progress, rng: np.random.Generator) -> None:
         self._samples = samples
         self._progress = progress
+        self._rng = rng
+        self._trellises: dict[int, Trellis] = {}  # by bits; that of the first model serves all its copies
         self._alone: dict[tuple[int, int], Coded] = {}  # by place of the unit and bits: trials share them
 
     def round(self, model: Model, units: Sequence[Unit], bits: Sequence[int]) -> list[Rounding]:
@@ -53,6 +59,7 @@ class SizeMode:
         """
         shown = {id(tensor) for tensor in model.graph.outputs}
         place = {id(unit.layer): index for index, unit in enumerate(units) if self._is_fitted(unit)}
+        self._fit_trellises(units, bits)
         found = []
         for index, unit in enumerate(units):
             if id(unit.layer) not in place:
@@ -64,7 +71,7 @@ class SizeMode:
         samples = self._samples.take(_SAMPLES)
         for moments in staged_moments(model, layers, samples, stages=_STAGES, progress=self._progress):
             index = place[id(moments.layer)]
-            found.append(_rounded(units[index], moments, bits[index], find_bias(moments.layer, shown)))
+            found.append(self._rounded(units[index], moments, bits[index], find_bias(moments.layer, shown)))
         return found
 
     def tune(self, original: Model, rounded: Model, roundings: Sequence[Rounding]) -> Tuning:
@@ -82,6 +89,7 @@ class SizeMode:
         """Return for each weight what the outputs lose when it alone is rounded to 4 bits; the model stays as it is."""
         assert self._samples is not None
         fitted, judged = self._samples.halves()
+        self._fit_trellises(units, [MEASURED] * len(units))
         judge, shown = OutputLoss(model, judged), {id(tensor) for tensor in model.graph.outputs}
         found = [0.0] * len(units)
         place = {id(unit.layer): index for index, unit in enumerate(units) if self._is_fitted(unit)}
@@ -97,7 +105,7 @@ class SizeMode:
             bias = find_bias(moments.layer, shown)
             touched = [moments.layer.weight, *([bias.constant] if bias is not None else [])]
             originals = [payload(constant) for constant in touched]
-            _rounded(units[index], moments, MEASURED, bias)
+            self._rounded(units[index], moments, MEASURED, bias)
             found[index] = judge.of(model)
             for constant, before in zip(touched, originals, strict=True):
                 constant.values = before
@@ -109,32 +117,40 @@ class SizeMode:
     def _by_itself(self, index: int, unit: Unit, bits: int) -> Coded:
         key = index, bits
         if key not in self._alone:
-            self._alone[key] = _coded(unit, None, bits)
+            self._alone[key] = self._coded(unit, None, bits)
         return self._alone[key]
 
+    def _rounded(self, unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) -> Rounding:
+        """Put a layer's weight on a palette, in place, and let its bias make up for the mean.
 
-def _rounded(unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) -> Rounding:
-    """Put a layer's weight on a palette, in place, and let its bias make up for the mean.
+        Few samples show correlations of inputs that other samples do not have, so the moments are blended with their
+        diagonal.
+        """
+        second = moments.second if bias is None else moments.covariance
+        blended = (1 - _BLEND) * second
+        np.einsum("gkk->gk", blended)[...] = np.einsum("gkk->gk", second)
+        matrix = unit.matrix()
+        coded = self._coded(unit, blended, bits)
+        decoded = coded.decoded()
+        if bias is not None:
+            bias.shift(np.einsum("grk,gk->gr", matrix - decoded, moments.mean).ravel())
+            if unit.scale is None:
+                bias.constant.values = stored_bias(bias.constant.values)
+        unit.constant.values = unit.stored(decoded)
+        return Rounding(unit, coded, bias.constant if bias is not None else None)
 
-    Few samples show correlations of inputs that other samples do not have, so the moments are blended with their
-    diagonal.
-    """
-    second = moments.second if bias is None else moments.covariance
-    blended = (1 - _BLEND) * second
-    np.einsum("gkk->gk", blended)[...] = np.einsum("gkk->gk", second)
-    matrix = unit.matrix()
-    coded = _coded(unit, blended, bits)
-    decoded = coded.decoded()
-    if bias is not None:
-        bias.shift(np.einsum("grk,gk->gr", matrix - decoded, moments.mean).ravel())
-        if unit.scale is None:
-            bias.constant.values = stored_bias(bias.constant.values)
-    unit.constant.values = unit.stored(decoded)
-    return Rounding(unit, coded, bias.constant if bias is not None else None)
-
-
-def _coded(unit: Unit, moment: np.ndarray | None, bits: int) -> Coded:
-    if unit.scale is None:
+    def _coded(self, unit: Unit, moment: np.ndarray | None, bits: int) -> Coded:
+        """Return the codes of a weight: on a trellis where it can be, else on levels of its own."""
+        if unit.scale is not None:
+            palette = fit_palette(unit.matrix(), moment, bits, unit.scale, whole=True)
+            return Coded(palette.codes, palette.levels.astype(np.float32), unit.scale.astype(np.float32))
+        if bits in self._trellises and can_chain(unit):
+            return chain(unit.matrix(), moment, self._trellises[bits])
         return shrink(unit.matrix(), moment, bits, sparse=unit.is_sparse)
-    palette = fit_palette(unit.matrix(), moment, bits, unit.scale, whole=True)
-    return Coded(palette.codes, palette.levels.astype(np.float32), unit.scale.astype(np.float32))
+
+    def _fit_trellises(self, units: Sequence[Unit], bits: Sequence[int]) -> None:
+        """Fit the levels of trellises of so many bits to the weights as they are before any is rounded."""
+        fit = [unit for unit in units if can_chain(unit)]
+        for count in sorted({count for unit, count in zip(units, bits, strict=True) if can_chain(unit)}):
+            if count <= MOST_BITS and count not in self._trellises:
+                self._trellises[count] = fit_levels(fit, count, self._rng)

@@ -129,17 +129,17 @@ class _Book:
     rounding: Rounding
 
     def values(self) -> list[np.ndarray]:
-        """Return the levels, unless they are whole numbers, and the scales, float64."""
+        """Return the levels, if they are the weight's own, and the scales, float64."""
         coded = self.rounding.coded
-        levels = [coded.levels.astype(np.float64)] if len(coded.levels) < 256 else []
+        levels = [coded.levels.astype(np.float64)] if coded.own_levels else []
         return [*levels, coded.scale.astype(np.float64)]
 
     def slopes(self, gradient: np.ndarray) -> list[np.ndarray]:
         """Return the gradients of `values` from that of the weight."""
         unit, coded = self.rounding.unit, self.rounding.coded
         matrix = np.transpose(gradient, unit.order).reshape(coded.codes.shape)
-        along = np.einsum("grk,grk->gr", matrix, coded.levels[coded.codes])[..., None].astype(np.float64)
-        if len(coded.levels) == 256:
+        along = np.einsum("grk,grk->gr", matrix, coded.unscaled())[..., None].astype(np.float64)
+        if not coded.own_levels:
             return [along]
         moved = matrix * coded.scale.astype(np.float32)
         levels = np.bincount(coded.codes.ravel(), moved.ravel(), len(coded.levels))
