@@ -30,7 +30,7 @@ def carry_out(
         plan: Of this model, or of one that it is a copy of.
         model: What is pruned.
         ratio: Fraction of the plan's costs that goes.
-        context: Its samples are those that what stays is fitted to.
+        context: Samples and progress.
         options: `of` and `reconstruct` count.
         reference: What the round before has returned; None: it is the first.
     """
@@ -53,8 +53,8 @@ def carry_out(
     skips = (*plan.found.skips, *plan.unknown)
     if context.samples is not None:
         fill_means(ended, reference.model, reference.rows, context.samples)
-    if changed and options.reconstruct and context.samples is not None:
-        refit = reconstruct(reference.model, model, reference.rows, context.samples, context.progress)
+    if changed and options.reconstruct and plan.shares is not None:
+        refit = reconstruct(reference.model, model, reference.rows, plan.shares, context.progress)
         skips = (*skips, *refit.skips)
         metrics |= {"fitted": refit.fitted}
     return PassReport(changed, skips, metrics), reference

@@ -13,9 +13,8 @@ from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune.channels.one_round import carry_out
 from graphopt.passes.prune.channels.plan import Plan, make_plan
-from graphopt.passes.prune.channels.reference import Reference
 from graphopt.passes.prune.channels.sensitivity import distance
-from graphopt.passes.prune.shares import SHARES
+from graphopt.passes.prune.shares import SHARES, Shares
 from graphopt.passes.prune.variety import Varied
 from graphopt.shapes import infer_shapes
 
@@ -64,22 +63,20 @@ def in_rounds(plan: Plan, model: Model, ratio: float, context: Context, options:
         options: `of`, `layers` and `reconstruct` count.
     """
     rounds = max(1, math.ceil(math.log(1 - ratio) / math.log(1 - _ROUND) - 1e-9))
+    original = model.copy()
     if rounds == 1 or ratio > _AT_ONCE or not options.reconstruct or context.samples is None:
-        return _removed(plan, model, ratio, rounds, context, options)
-    original, at_once = model.copy(), model.copy()
+        report = _removed(plan, model, ratio, rounds, context, options)
+        return _tuned(original, model, report, plan.shares, context, options)
+    at_once, judges = model.copy(), context.samples.take(_JUDGES)
     reports = [_removed(plan, way, ratio, count, context, options) for way, count in ((at_once, 1), (model, rounds))]
-    judges = context.samples.take(_JUDGES)
-    if distance(original, at_once, judges) < distance(original, model, judges):
-        model.graph = at_once.graph
-        return reports[0]
-    return reports[1]
+    nearer = int(distance(original, at_once, judges) >= distance(original, model, judges))
+    model.graph = (at_once, model)[nearer].graph
+    return _tuned(original, model, reports[nearer], plan.shares, context, options)
 
 
 def _removed(plan: Plan, model: Model, ratio: float, rounds: int, context: Context, options: Prune) -> PassReport:
-    """Remove a ratio in place, in so many rounds, and tune."""
-    original = model.copy()
-    left, reports = 1.0, list[PassReport]()
-    reference: Reference | None = None
+    """Remove a ratio in place, in so many rounds."""
+    left, reports, reference = 1.0, list[PassReport](), None
     for index in range(rounds):
         wanted = (1 - ratio) ** ((index + 1) / rounds)
         if index and wanted >= left:
@@ -91,7 +88,7 @@ def _removed(plan: Plan, model: Model, ratio: float, rounds: int, context: Conte
         left *= report.metrics[f"{options.of}_left"]
         clean(model.graph)
         infer_shapes(model)
-    return _tuned(original, model, _together(reports, left, options), context, options)
+    return _together(reports, left, options)
 
 
 def _later(options: Prune) -> Prune:
@@ -106,12 +103,13 @@ def _together(reports: list[PassReport], left: float, options: Prune) -> PassRep
     return replace(last, changed=sum(report.changed for report in reports), metrics={**last.metrics, **totals})
 
 
-def _tuned(original: Model, model: Model, report: PassReport, context: Context, options: Prune) -> PassReport:
+def _tuned(
+    original: Model, model: Model, report: PassReport, shares: Shares | None, context: Context, options: Prune
+) -> PassReport:
     """Tune a pruned model in place by gradients, if it is to be fitted; return the report with that."""
-    if not report.changed or not options.reconstruct or context.samples is None:
+    if not report.changed or not options.reconstruct or shares is None:
         return report
-    samples = Varied(context.samples)
-    tuned, reason = tune(original, model, samples, context.progress, context.rng("prune/tune"), apart=SHARES)
+    tuned, reason = tune(original, model, Varied(shares), context.progress, context.rng("prune/tune"), apart=SHARES)
     skips = (Skip("model", f"not tuned: {reason}"),) if reason else ()
     return replace(report, skipped=(*report.skipped, *skips), metrics={**report.metrics, "tuned": tuned})
 
@@ -121,7 +119,7 @@ def _as_far_as_allowed(model: Model, plan: Plan, context: Context, options: Prun
     original, best, left = model.copy(), model.copy(), 1.0
     reports: list[PassReport] = []
     finished: tuple[Model, PassReport] | None = None
-    reference: Reference | None = None
+    reference, shares = None, plan.shares
     step = _ROUND
     while step >= _FINEST and left > 1 - _MOST:
         candidate = best.copy()
@@ -129,7 +127,7 @@ def _as_far_as_allowed(model: Model, plan: Plan, context: Context, options: Prun
         clean(candidate.graph)
         infer_shapes(candidate)
         judged, rest = candidate.copy(), left * report.metrics[f"{options.of}_left"]
-        whole = _tuned(original, judged, _together([*reports, report], rest, options), context, options)
+        whole = _tuned(original, judged, _together([*reports, report], rest, options), shares, context, options)
         drop = context.evaluator.drop(judged)
         if rest == left or drop is None or not drop.within(options.budget * context.max_drop):
             step /= 2
