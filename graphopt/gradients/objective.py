@@ -27,6 +27,7 @@ class Objective:
     Attributes:
         weights: Those whose gradients are known, as constants of its own; give them other values between sessions.
         stops: Names of nodes before which no gradients are known.
+        targets: Number of tensors that are compared.
     """
 
     def __init__(self, model: Model, weights: Collection[str], scales: Sequence[float], feeds: Feeds) -> None:
@@ -36,6 +37,7 @@ class Objective:
         self._fed: dict[str, str] = {}
         tape = Tape(graph, shapes_for(self._model, feeds))
         errors, seeds = [], []
+        self.targets = len(graph.outputs)
         for output, scale in zip(list(graph.outputs), scales, strict=True):
             target = tape.input(f"target/{output.name}")
             self._fed[output.name] = target.name

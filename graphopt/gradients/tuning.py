@@ -36,7 +36,7 @@ _SHARE = 0.9  # of the weights that the tuned end of the model has
 _ROUNDS = 3  # over all samples, at least
 _STEPS = 24  # at least
 _BATCH = 8  # samples a step
-_RATE = 1e-3  # length of the first steps, as a part of the size of each weight
+_RATE = 4e-3  # length of the first steps, as a part of the size of each weight, where outputs are all wrong
 
 
 def tune(
@@ -102,12 +102,13 @@ def _descend(
 ) -> bool:
     """Change the weights in place, step by step, by the gradients of a few samples each.
 
-    After each round over all samples others judge; the best weights are put back. Returns whether any are better than
-    the first ones.
+    The less is wrong in the beginning, the shorter are the steps. After each round over all samples others judge; the
+    best weights are put back. Returns whether any are better than the first ones.
     """
     start = best = [item.values for item in objective.weights]
     least = objective.error(map(both, judges))
-    adam = Adam(start)
+    wrong = objective.error(map(both, pairs)) / (len(pairs) * objective.targets)  # 1: as wrong as the mean would be
+    adam, rate = Adam(start), _RATE * min(math.sqrt(wrong), 1.0)
     steps = math.ceil(len(pairs) / _BATCH)
     rounds = max(_ROUNDS, math.ceil(_STEPS / steps))
     for index in progress.track(range(rounds), "tune", rounds):
@@ -116,7 +117,7 @@ def _descend(
             chosen = order[step * _BATCH :][:_BATCH]
             gradients = [item / len(chosen) for item in objective.gradients(both(pairs[place]) for place in chosen)]
             present = [item.values for item in objective.weights]
-            fresh = adam.step(present, gradients, step_length(index * steps + step, rounds * steps, _RATE))
+            fresh = adam.step(present, gradients, step_length(index * steps + step, rounds * steps, rate))
             for constant, values, first in zip(objective.weights, fresh, start, strict=True):
                 constant.values = np.where(first != 0, values, 0)
         if (error := objective.error(map(both, judges))) < least:
