@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt.passes.prune.variety import Varied, enlarged
+from graphopt.passes.prune.variety import Varied, enlarged, spliced
 from graphopt.samples import Samples, open_samples
 from tests.test_prune import model_of
 
@@ -61,3 +61,43 @@ def test_large_pictures_have_fewer_variants() -> None:
     assert len(Varied(samples, variants=3)) == 16
     assert len(Varied(samples.take(4), variants=3)) == 16
     assert len(Varied(samples.take(2), variants=3)) == 8
+
+
+SEQUENCES = "m (int64[1,L] x, int64[1,L] k) => (int64[1,L] y) { y = Add(x, k) }"
+
+
+def sequences(lengths: list[int]) -> Samples:
+    """Return sequences that are the number of the sample throughout."""
+    pairs = [{name: np.full((1, length), number) for name in "xk"} for number, length in enumerate(lengths)]
+    return open_samples(pairs, model_of(SEQUENCES).interface)
+
+
+def test_sequences_are_spliced_with_others_of_their_share() -> None:
+    found = list(Varied(sequences([9] * 12), variants=2))
+    assert len(found) == 36
+    mixed = 0
+    for index, feeds in enumerate(found):
+        assert np.array_equal(feeds["x"], feeds["k"]), "all inputs are cut at the same place"
+        assert feeds["x"].shape == (1, 9)
+        numbers = set(feeds["x"].ravel().tolist())
+        assert {number % 4 == 3 for number in numbers} == {index % 4 == 3}
+        mixed += len(numbers) == 2
+    assert mixed > 12
+
+
+def test_sequences_of_other_lengths() -> None:
+    one, other = ({"x": np.arange(start, stop)[None]} for start, stop in ((0, 9), (100, 104)))
+    for seed in range(9):
+        found = spliced(one, other, np.random.default_rng(seed))["x"].ravel()
+        start = int(np.count_nonzero(found < 100))
+        assert np.array_equal(found[:start], np.arange(start))
+        assert np.array_equal(found[start:], np.arange(100, 104)[-(9 - start) :])
+    pair = {"x": np.zeros((2, 9), np.int64)}
+    assert spliced(one, pair, np.random.default_rng(0)) is one
+    assert spliced({"x": np.array([[5]])}, other, np.random.default_rng(0))["x"].tolist() == [[5]]
+
+
+def test_what_is_more_than_sequences_has_no_variants() -> None:
+    model = model_of("m (int64[1,L] x, float[1,L] k) => (int64[1,L] y) { y = Identity(x) }")
+    given = {"x": np.zeros((1, 9), np.int64), "k": np.zeros((1, 9), np.float32)}
+    assert len(list(Varied(open_samples([given] * 4, model.interface)))) == 4
