@@ -25,8 +25,10 @@ class Prune(Pass):
     ``W -> W'`` with zeros where the pattern has them. With samples, the zeros of Conv, Gemm and MatMul are chosen by
     second order and the other weights are the least squares solution of ``min E |y - W' x|^2``: y is what the layer
     gave before, x what it reads from the pruned layers before it; biases take up the mean. Samples that are pictures
-    count with cut-outs of them; how closely weights are fitted is chosen on a quarter of the samples that a first fit
-    does not see. Other weights (of ConvTranspose, LSTM, GRU, RNN, in bodies), and all without samples, lose those of
+    count with cut-outs of them, sequences of integers with spliced ones. How closely weights are fitted, and how a
+    ratio is shared out among them, is chosen on a quarter of the samples, unlike the others, that a first fit does not
+    see. At last all that is not zero is tuned together by gradients (`graphopt/gradients`), towards the outputs of the
+    original, as far as samples gain by it that are kept apart. Other weights (of ConvTranspose, LSTM, GRU, RNN, in bodies), and all without samples, lose those of
     smallest magnitude.
 
     Weights that are zero already count; among equals the first go. Biases, norms and embeddings are not pruned. A
@@ -38,10 +40,8 @@ class Prune(Pass):
     branches go that the layers reading them can best do without (group OBS), as many of each as the model's outputs
     bear; channels between linear layers go in the coordinates that matter least. Then all layers are fitted front to
     back, those of branches to what their shortcuts leave; those of which fewer observations than inputs are seen are
-    only scaled, to vary as they did. More than a fifth of a cost goes in several such rounds; up to half of it also
-    at once, and what comes closer to the original stays. At last weights are tuned
-    together by gradients (`graphopt/gradients`), towards the outputs of the original, as far as samples gain by it that
-    are kept apart.
+    only scaled, to vary as they did. More than a fifth of a cost goes in several such rounds, each fitted to the model
+    from before all of them; up to half of it also at once, and what comes closer to the original stays and is tuned.
 
     The ratio of channels is one of the model as the pass finds it: what went before has left no trace, so that a second
     run takes the same fraction once more. Zeros are seen, and a second run finds as many as it wants.
