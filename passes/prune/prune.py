@@ -28,8 +28,8 @@ class Prune(Pass):
     count with cut-outs of them, sequences of integers with spliced ones. How closely weights are fitted, and how a
     ratio is shared out among them, is chosen on a quarter of the samples, unlike the others, that a first fit does not
     see. At last all that is not zero is tuned together by gradients (`graphopt/gradients`), towards the outputs of the
-    original, as far as samples gain by it that are kept apart. Other weights (of ConvTranspose, LSTM, GRU, RNN, in bodies), and all without samples, lose those of
-    smallest magnitude.
+    original, as far as samples gain by it that are kept apart. Other weights (of ConvTranspose, LSTM, GRU, RNN, in
+    bodies), and all without samples, lose those of smallest magnitude.
 
     Weights that are zero already count; among equals the first go. Biases, norms and embeddings are not pruned. A
     weight that several nodes share is pruned once. Skipped with a reason is what somebody else reads too, what a caller
