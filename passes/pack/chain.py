@@ -21,7 +21,7 @@ _DRAWN = 2**18  # weights that the levels of a trellis are fitted to, about
 def can_chain(unit: Unit) -> bool:
     """Whether a weight can be put on a trellis, and gains by it."""
     large = unit.rows >= _LEAST_ROWS and unit.size >= _LEAST_SIZE
-    return large and unit.groups == 1 and unit.scale is None and not unit.is_sparse and unit.frame is not None
+    return large and unit.groups == 1 and unit.scale is None and not unit.is_sparse
 
 
 def fit_levels(units: Sequence[Unit], bits: int, rng: np.random.Generator) -> Trellis:

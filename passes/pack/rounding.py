@@ -16,6 +16,7 @@ from graphopt.passes.pack.units import Unit
 
 _LARGE_BIAS = 2**10  # bytes; of smaller ones half precision would save nothing
 _OPSET = 10  # since which Slice takes its ends as inputs
+_CHAINED_OPSET = 11  # since which there is GatherElements
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +43,18 @@ class CodedForm(Form):
 
 @dataclass(frozen=True, eq=False)
 class ChainedForm(Form):
-    """Codes on a trellis times a scale a row: Gather, ConvInteger, Gather, Mul.
+    """Codes on a trellis times a scale a row: Gather, ConvInteger, GatherElements, Mul.
 
     Attributes:
-        codes: uint8 [before, rows, after].
+        codes: uint8 [rows, inputs].
+        order: Axes of the weight in the order in which its rows come first.
         shape: The weight's.
         trellis: Its levels.
         scale: Factors, float16 or float32, broadcastable to the weight.
     """
 
     codes: np.ndarray
+    order: tuple[int, ...]
     shape: tuple[int, ...]
     trellis: Trellis
     scale: np.ndarray
@@ -59,7 +62,8 @@ class ChainedForm(Form):
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
         levels = draft.trellis(self.codes, self.trellis.levels, self.trellis.bits)
-        return draft.scaled(draft.reshape(levels, self.shape), self.scale)
+        rows_first = draft.reshape(levels, [self.shape[axis] for axis in self.order])
+        return draft.scaled(draft.turned(rows_first, np.argsort(self.order).tolist()), self.scale)
 
 
 @dataclass(eq=False)
@@ -86,9 +90,9 @@ class Rounding:
         unit, coded = self.unit, self.coded
         bits, codes, scale = coded.bits, unit.stored(coded.codes), unit.stored_scale(coded.scale)
         nbytes = packed_bytes(codes.size, bits) + scale.nbytes
-        if isinstance(coded, Chained) and unit.frame is not None:
-            kind, shape = f"{bits}-bit trellis codes", unit.constant.shape
-            return ChainedForm(kind, nbytes, _OPSET, codes.reshape(unit.frame), shape, coded.trellis, scale)
+        if isinstance(coded, Chained):
+            kind, shape = f"{bits}-bit trellis codes", tuple(unit.constant.shape)
+            return ChainedForm(kind, nbytes, _CHAINED_OPSET, coded.codes[0], unit.order, shape, coded.trellis, scale)
         if unit.is_sparse:
             inner = min(forms(coded.levels[codes]), key=lambda form: form.nbytes)
             return ScaledForm(f"{inner.kind} and scales", inner.nbytes + scale.nbytes, inner.opset, inner, scale)

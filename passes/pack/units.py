@@ -64,19 +64,6 @@ class Unit:
     def _kept(self) -> int:
         return int(np.count_nonzero(self.constant.values))
 
-    @cached_property
-    def frame(self) -> tuple[int, int, int] | None:
-        """Elements before, along and after the rows: those axes merged; None if rows lie apart."""
-        shape, taken, axes = self.constant.shape, 1, []
-        for axis in self.order:
-            if taken == self.rows:
-                break
-            axes.append(axis)
-            taken *= shape[axis]
-        if self.groups > 1 or taken != self.rows or not axes or axes != list(range(axes[0], axes[0] + len(axes))):
-            return None
-        return math.prod(shape[: axes[0]]), self.rows, math.prod(shape[axes[-1] + 1 :])
-
     def matrix(self) -> np.ndarray:
         """Return the weight as [groups, rows, inputs]."""
         moved = np.transpose(self.constant.values, self.order)
