@@ -136,9 +136,10 @@ def _viterbi(wanted: np.ndarray, weight: np.ndarray, trellis: Trellis) -> np.nda
     """
     steps, across = wanted.shape
     memories, codes = 2**MEMORY, 2**trellis.bits
-    costs = trellis.levels[:, None] - wanted[:, None]  # of each window at its step
-    costs *= costs
-    costs *= weight[:, None]
+    levels = trellis.levels
+    powers = np.stack([levels**2, levels, np.ones_like(levels)], axis=1)
+    parabolas = np.stack([weight, -2 * weight * wanted, weight * wanted**2], axis=1)
+    costs = powers @ parabolas  # of each window at its step
     so_far = np.full((memories, across), np.float32(np.inf))
     so_far[0] = 0
     for cost in costs:

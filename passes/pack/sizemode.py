@@ -13,7 +13,7 @@ from graphopt.ir.graph import payload
 from graphopt.model import Model
 from graphopt.moments import LayerMoments, layer_moments
 from graphopt.passes.pack.allocate import MEASURED
-from graphopt.passes.pack.chain import can_chain, chain, fit_levels
+from graphopt.passes.pack.chain import can_chain, chain, fit_levels, tails
 from graphopt.passes.pack.coded import Coded
 from graphopt.passes.pack.rounding import Rounding, stored_bias
 from graphopt.passes.pack.sensitivity import OutputLoss
@@ -46,7 +46,9 @@ class SizeMode:
         self._samples = samples
         self._progress = progress
         self._rng = rng
-        self._trellises: dict[int, Trellis] = {}  # by bits; that of the first model serves all its copies
+        self._trellises: dict[
+            tuple[int, int], Trellis
+        ] = {}  # by kind and bits; those of the first model serve its copies
         self._alone: dict[tuple[int, int], Coded] = {}  # by place of the unit and bits: trials share them
 
     def round(self, model: Model, units: Sequence[Unit], bits: Sequence[int]) -> list[Rounding]:
@@ -144,13 +146,15 @@ class SizeMode:
         if unit.scale is not None:
             palette = fit_palette(unit.matrix(), moment, bits, unit.scale, whole=True)
             return Coded(palette.codes, palette.levels.astype(np.float32), unit.scale.astype(np.float32))
-        if bits in self._trellises and can_chain(unit):
-            return chain(unit.matrix(), moment, self._trellises[bits])
+        if bits <= MOST_BITS and can_chain(unit):
+            return chain(unit.matrix(), moment, self._trellises[tails(unit), bits])
         return shrink(unit.matrix(), moment, bits, sparse=unit.is_sparse)
 
     def _fit_trellises(self, units: Sequence[Unit], bits: Sequence[int]) -> None:
         """Fit the levels of trellises of so many bits to the weights as they are before any is rounded."""
-        fit = [unit for unit in units if can_chain(unit)]
-        for count in sorted({count for unit, count in zip(units, bits, strict=True) if can_chain(unit)}):
-            if count <= MOST_BITS and count not in self._trellises:
-                self._trellises[count] = fit_levels(fit, count, self._rng)
+        kinds = {id(unit): tails(unit) for unit in units if can_chain(unit)}
+        pairs = zip(units, bits, strict=True)
+        wanted = {(kinds[id(unit)], count) for unit, count in pairs if id(unit) in kinds and count <= MOST_BITS}
+        for kind, count in sorted(wanted - self._trellises.keys()):
+            alike = [unit for unit in units if kinds.get(id(unit)) == kind]
+            self._trellises[kind, count] = fit_levels(alike, count, self._rng)
