@@ -206,7 +206,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("model_of_zoo", with_samples, ids=[path.stem for path in with_samples])
 
 
-_APART = {"efficientnet_lite0": 1.5, "ppocrv6_det": 3}  # codes: deep networks, measured 1.2 and 2.6; all others 1
+# In codes: single ones that differ spread in deep networks; measured 1.2, 2.0 and 2.6, all others below one.
+_APART = {"efficientnet_lite0": 1.5, "ppocr_cls": 2.5, "ppocrv6_det": 3}
 
 
 @pytest.mark.slow
