@@ -15,6 +15,7 @@ from graphopt.ir.clean import clean
 from graphopt.ir.graph import constants
 from graphopt.model import Model
 from graphopt.passes.pack.floats import Floats
+from graphopt.passes.pack.unpack import unpack
 from graphopt.runtime.session import op_counts, open_session, optimized_model
 from graphopt.samples import open_samples
 from graphopt.spec import parse_pass
@@ -105,6 +106,25 @@ def test_four_bits_keep_scales_and_integer_kernels(per_tensor: bool) -> None:
     assert all(np.array_equal(values, before[name]) for name, values in scales(result).items())
     assert error(result, model, samples) < 0.02
     assert error(result, model, samples) < 0.7 * error(packed(model, "pack:bits=4")[0], model, samples)
+
+
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_integers_on_a_trellis_lose_less(per_tensor: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, samples = quantized(per_tensor=per_tensor)
+    levels, _ = packed(model, "pack:bits=3", samples)
+    monkeypatch.setattr("graphopt.passes.pack.chain._LEAST_ROWS", 16)
+    result, report = packed(model, "pack:bits=3", samples)
+    assert sum(count for kind, count in report.metrics.items() if kind.endswith("trellis codes")) == 1  # one is small
+    assert op_counts(optimized_model(result)) == op_counts(optimized_model(model))
+    before = scales(model)
+    assert all(np.array_equal(values, before[name]) for name, values in scales(result).items())
+    assert error(result, model, samples) < 0.95 * error(levels, model, samples)
+    back = Model.from_proto(result.to_proto())
+    assert unpack(back) == report.changed
+    weights = {constant.name: constant.values for constant in constants(back.graph)}
+    assert weights["w0"].dtype == weights["w1"].dtype == np.int8
+    with open_session(back) as after, open_session(result) as session:
+        assert all(np.array_equal(after.run(item)["y"], session.run(item)["y"]) for item in samples)
 
 
 def test_biases_take_up_the_mean() -> None:

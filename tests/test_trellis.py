@@ -135,10 +135,10 @@ def layered() -> Model:
     """Return a model with every kind of weight that goes on a trellis, and one that is too small."""
     random = rng()
     weights = {
-        "conv": random.normal(size=(60, 2, 6, 6)),
-        "turned": random.normal(size=(60, 72, 1, 1)),
-        "product": random.normal(size=(72, 96)) * 1e-3,
-        "gemm": random.standard_t(4, size=(110, 96)),
+        "conv": random.normal(size=(128, 2, 6, 6)),
+        "turned": random.normal(size=(128, 72, 1, 1)),
+        "product": random.normal(size=(72, 120)) * 1e-3,
+        "gemm": random.standard_t(4, size=(110, 120)),
         "table": random.normal(size=(500, 40)) * 3,
         "small": random.normal(size=(110, 8)),
     }

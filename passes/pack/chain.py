@@ -10,12 +10,12 @@ import numpy as np
 from graphopt.compensate import damped, gptq, refit_scales
 from graphopt.compensate.magnitude import magnitude
 from graphopt.compensate.trellis import Trellis, TrellisGrid, fit_trellis
-from graphopt.passes.pack.coded import Chained, stored_scale
+from graphopt.passes.pack.coded import Chained, ChainedWhole, stored_scale
 from graphopt.passes.pack.shrink import FULL
 from graphopt.passes.pack.units import Unit
 
 _LEAST_ROWS = 48  # the first few of a chain have no choice of window
-_LEAST_SIZE = 2**12  # elements; of fewer, the nodes of the decoder would weigh more than what is gained
+_LEAST_SIZE = 2**13  # elements; of fewer, the nodes of the decoder would weigh more than what is gained
 _KURTOSES = 2.6, 3.8, 6.0  # between kinds of distributions; 3 is that of normal ones
 _DRAWN = 2**18  # weights that the levels of a trellis are fitted to, about
 
@@ -23,7 +23,7 @@ _DRAWN = 2**18  # weights that the levels of a trellis are fitted to, about
 def can_chain(unit: Unit) -> bool:
     """Whether a weight can be put on a trellis, and gains by it."""
     large = unit.rows >= _LEAST_ROWS and unit.size >= _LEAST_SIZE
-    return large and unit.groups == 1 and unit.scale is None and not unit.is_sparse
+    return large and unit.groups == 1 and not unit.is_sparse
 
 
 def tails(unit: Unit) -> int:
@@ -75,6 +75,20 @@ def chain(matrix: np.ndarray, moment: np.ndarray | None, trellis: Trellis) -> Ch
         start = _sizes(weights)[:, None]
         scale = refit_scales(weights, trellis.decoded(grid.codes), known[0].astype(np.float32), start)
     return Chained(grid.codes[None], trellis.levels, stored_scale(scale[None] * unit), trellis)
+
+
+def chain_whole(matrix: np.ndarray, moment: np.ndarray | None, trellis: Trellis, factor: np.ndarray) -> ChainedWhole:
+    """Return what `chain` does, rounded to whole numbers times a factor a row, which adds little to the error.
+
+    Args:
+        matrix: Finite weights, [1, rows, inputs].
+        moment: Second moment of the inputs, [1, inputs, inputs]; None where nothing is known about them.
+        trellis: Levels for weights of size 1.
+        factor: Positive, [1, rows, 1].
+    """
+    found = chain(matrix, moment, trellis)
+    scale = stored_scale(found.scale.astype(np.float64) / factor)
+    return ChainedWhole(found.codes, found.levels, scale, trellis, factor.astype(np.float32))
 
 
 def _fitted(weights: np.ndarray, levels: np.ndarray, energy: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ from graphopt.compensate.trellis import Trellis
 
 LEAST_SCALE, LARGEST_SCALE = 2.0**-14, 2.0**15  # stored in half precision, which holds smaller ones badly
 
+WHOLE = -128.0, 127.0  # least and largest value of int8
+
 
 @dataclass(frozen=True)
 class Coded:
@@ -81,6 +83,25 @@ class Chained(Coded):
     def unscaled(self) -> np.ndarray:
         """Return the level of each weight, float32 [groups, rows, inputs]."""
         return self.trellis.decoded(self.codes)
+
+
+@dataclass(frozen=True)
+class ChainedWhole(Chained):
+    """Whole numbers times a given factor a row: what codes of a trellis give, rounded.
+
+    Attributes:
+        factor: Of each row, float32 [groups, rows, 1]; `scale` is that of the levels in whole numbers.
+    """
+
+    factor: np.ndarray
+
+    def whole(self) -> np.ndarray:
+        """Return the whole numbers as a decoder computes them, float32 [groups, rows, inputs]."""
+        return np.asarray(np.rint(np.clip(super().decoded(), *WHOLE)))
+
+    def decoded(self) -> np.ndarray:
+        """Return the weights, float32 [groups, rows, inputs]."""
+        return np.asarray(self.whole() * self.factor)
 
 
 def stored_scale(scale: np.ndarray) -> np.ndarray:

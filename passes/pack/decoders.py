@@ -1,9 +1,8 @@
 """Decoders: small chains of standard operators that ONNX Runtime folds once, at load.
 
-Every decoder hangs from initializers only and uses operators whose CPU kernels level-1 constant folding evaluates (Add,
-Cast, ConvInteger, CumSum, Expand, Gather,
-GatherElements, Mul, Reshape, Slice, Tile), so the running graph is the plain one. All exist from
-opset 11 on. A decoder of 4 bits::
+Every decoder hangs from initializers only and uses operators whose CPU kernels level-1 constant folding evaluates, so
+the running graph is the plain one: Add, Cast, Clip, ConvInteger, CumSum, Expand, Gather, GatherElements, Mul, Reshape,
+Round, Slice, Tile and Transpose. All of them exist from opset 11 on. A decoder of 4 bits::
 
     lut = Gather(levels, table4)        # [256, 2]: the two values that a byte stands for; table4 is shared by all
     weight = Reshape(Gather(lut, Cast(codes)), shape) [* scale]
@@ -152,6 +151,12 @@ class Draft:
         single = np.dtype(np.float32)
         stored: gs.Tensor = self.stored("scale", scale)
         return self.node("Mul", [tensor, stored if scale.dtype == single else self.cast(stored, single)])
+
+    def rounded(self, tensor: gs.Tensor, low: float, high: float) -> gs.Tensor:
+        """Return a float32 tensor as int8, rounded to nearest and limited."""
+        limits = [self.common(name, np.array(value, np.float32)) for name, value in (("low", low), ("high", high))]
+        whole = self.node("Round", [self.node("Clip", [tensor, *limits])])
+        return self.cast(whole, np.dtype(np.int8))
 
     def plain(self, suffix: str, values: np.ndarray) -> gs.Tensor:
         """Return values of the decoder's own as they are."""

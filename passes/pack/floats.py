@@ -31,7 +31,7 @@ class Rounded:
     """What became of a weight.
 
     Attributes:
-        form: How its codes can be stored; None for integers, whose values tell.
+        form: How its codes can be stored; None where its values tell.
         bias: What was shifted together with it, or None.
     """
 
@@ -105,8 +105,7 @@ class Floats:
         found = {}
         for item in rounded:
             bias = None if item.bias is None else original[id(item.bias)]
-            form = item.form() if item.unit.scale is None else None
-            found[id(original[id(item.unit.constant)])] = Rounded(form, bias)
+            found[id(original[id(item.unit.constant)])] = Rounded(item.form(), bias)
         for twin in self._twins:
             twin.write_back()
         return found

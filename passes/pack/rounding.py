@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.compensate.trellis import Trellis
 from graphopt.passes.pack.bits import packed_bytes
-from graphopt.passes.pack.coded import Chained, Coded
+from graphopt.passes.pack.coded import WHOLE, Chained, ChainedWhole, Coded
 from graphopt.passes.pack.decoders import Draft
 from graphopt.passes.pack.forms import Form, ScaledForm, forms
 from graphopt.passes.pack.units import Unit
@@ -51,6 +51,7 @@ class ChainedForm(Form):
         shape: The weight's.
         trellis: Its levels.
         scale: Factors, float16 or float32, broadcastable to the weight.
+        whole: Whether the weight is int8: Clip, Round, Cast.
     """
 
     codes: np.ndarray
@@ -58,12 +59,14 @@ class ChainedForm(Form):
     shape: tuple[int, ...]
     trellis: Trellis
     scale: np.ndarray
+    whole: bool
 
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
         levels = draft.trellis(self.codes, self.trellis.levels, self.trellis.bits)
         rows_first = draft.reshape(levels, [self.shape[axis] for axis in self.order])
-        return draft.scaled(draft.turned(rows_first, np.argsort(self.order).tolist()), self.scale)
+        values = draft.scaled(draft.turned(rows_first, np.argsort(self.order).tolist()), self.scale)
+        return draft.rounded(values, *WHOLE) if self.whole else values
 
 
 @dataclass(eq=False)
@@ -85,14 +88,17 @@ class Rounding:
         self.coded = coded
         self.unit.constant.values = self.unit.stored(coded.decoded())
 
-    def form(self) -> Form:
-        """Return how a file can hold it."""
+    def form(self) -> Form | None:
+        """Return how a file can hold it; None for whole numbers on levels, whose values tell."""
         unit, coded = self.unit, self.coded
+        if unit.scale is not None and not isinstance(coded, ChainedWhole):
+            return None
         bits, codes, scale = coded.bits, unit.stored(coded.codes), unit.stored_scale(coded.scale)
         nbytes = packed_bytes(codes.size, bits) + scale.nbytes
         if isinstance(coded, Chained):
             kind, shape = f"{bits}-bit trellis codes", tuple(unit.constant.shape)
-            return ChainedForm(kind, nbytes, _CHAINED_OPSET, coded.codes[0], unit.order, shape, coded.trellis, scale)
+            whole, trellis = isinstance(coded, ChainedWhole), coded.trellis
+            return ChainedForm(kind, nbytes, _CHAINED_OPSET, coded.codes[0], unit.order, shape, trellis, scale, whole)
         if unit.is_sparse:
             inner = min(forms(coded.levels[codes]), key=lambda form: form.nbytes)
             return ScaledForm(f"{inner.kind} and scales", inner.nbytes + scale.nbytes, inner.opset, inner, scale)

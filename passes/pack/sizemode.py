@@ -13,7 +13,7 @@ from graphopt.ir.graph import payload
 from graphopt.model import Model
 from graphopt.moments import LayerMoments, layer_moments
 from graphopt.passes.pack.allocate import MEASURED
-from graphopt.passes.pack.chain import can_chain, chain, fit_levels, tails
+from graphopt.passes.pack.chain import can_chain, chain, chain_whole, fit_levels, tails
 from graphopt.passes.pack.coded import Coded
 from graphopt.passes.pack.rounding import Rounding, stored_bias
 from graphopt.passes.pack.sensitivity import OutputLoss
@@ -143,11 +143,14 @@ class SizeMode:
 
     def _coded(self, unit: Unit, moment: np.ndarray | None, bits: int) -> Coded:
         """Return the codes of a weight: on a trellis where it can be, else on levels of its own."""
+        if bits <= MOST_BITS and can_chain(unit):
+            trellis = self._trellises[tails(unit), bits]
+            if unit.scale is None:
+                return chain(unit.matrix(), moment, trellis)
+            return chain_whole(unit.matrix(), moment, trellis, unit.scale)
         if unit.scale is not None:
             palette = fit_palette(unit.matrix(), moment, bits, unit.scale, whole=True)
             return Coded(palette.codes, palette.levels.astype(np.float32), unit.scale.astype(np.float32))
-        if bits <= MOST_BITS and can_chain(unit):
-            return chain(unit.matrix(), moment, self._trellises[tails(unit), bits])
         return shrink(unit.matrix(), moment, bits, sparse=unit.is_sparse)
 
     def _fit_trellises(self, units: Sequence[Unit], bits: Sequence[int]) -> None:
