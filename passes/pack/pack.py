@@ -41,12 +41,14 @@ class Pack(Pass):
     one, one that is a graph output, and one that only feeds nodes that are computed at load anyway. Weights of
     model-local functions stay, since they are not initializers.
 
-    With `bits` the pass is lossy: weights are first put on palettes of 2**bits levels and a scale a channel, so that
-    the *outputs* of their layers change least on the samples (GPTQ, coordinate descent, least squares), front to back.
+    With `bits` the pass is lossy: weights are first put on a trellis, where a code and the one before it in its chain
+    choose a level together, or if they are small, sparse or grouped on 2**bits levels of their own, with a scale a
+    channel, so that the *outputs* of their layers change least on the samples (GPTQ, least squares), front to back.
     Then levels and scales are tuned together by gradients of what the whole model gives, as far as samples that are
     kept back gain by it; that takes 32 samples, operators that gradients lead through, and no states.
 
-    Source: Deep Compression (arXiv:1510.00149), without a runtime of its own; GPTQ (arXiv:2210.17323).
+    Source: Deep Compression (arXiv:1510.00149), without a runtime of its own; GPTQ (arXiv:2210.17323); trellis-coded
+    quantization as in QTIP (arXiv:2406.11235).
 
     Attributes:
         bits: Bits of a weight in size mode, 2 to 8; auto: as few as `--max-drop` allows, 2 to 8 by loss per byte; none

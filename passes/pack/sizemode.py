@@ -1,4 +1,4 @@
-"""Size mode: weights on palettes, layer after layer, each fitted to what the compressed layers before it hand on."""
+"""Size mode: weights in few bits, layer after layer, each fitted to what the compressed layers before it hand on."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SizeMode:
         self._alone: dict[tuple[int, int], Coded] = {}  # by place of the unit and bits: trials share them
 
     def round(self, model: Model, units: Sequence[Unit], bits: Sequence[int]) -> list[Rounding]:
-        """Put weights on palettes, in place, and return what became of each, in the order that it was done.
+        """Put weights on levels, in place, and return what became of each, in the order that it was done.
 
         Args:
             model: The model that is rounded.
@@ -123,7 +123,7 @@ class SizeMode:
         return self._alone[key]
 
     def _rounded(self, unit: Unit, moments: LayerMoments, bits: int, bias: Bias | None) -> Rounding:
-        """Put a layer's weight on a palette, in place, and let its bias make up for the mean.
+        """Put a layer's weight on levels, in place, and let its bias make up for the mean.
 
         Few samples show correlations of inputs that other samples do not have, so the moments are blended with their
         diagonal.
