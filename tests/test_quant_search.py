@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from graphopt.evaluate import Evaluator
+from graphopt.evaluate import Drop, Evaluator
 from graphopt.ir.graph import constants
 from graphopt.model import Model
 from graphopt.observe import Observer
@@ -27,6 +27,7 @@ from graphopt.passes.quant.search.judging import Judge
 from graphopt.passes.quant.search.plans import IntegerOptions, Plan, make_plans
 from graphopt.passes.quant.search.search import Search
 from graphopt.passes.quant.search.switchboard import Rounding, Switchboard, Twin
+from graphopt.passes.quant.search.thinning import thinned
 from graphopt.passes.quant.search.workshop import Workshop
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.runtime.timing import Ratio
@@ -346,3 +347,59 @@ def test_weights_lie_in_the_branches_that_read_them_where_they_are_packed() -> N
         (product,) = branch.nodes
         assert product.inputs[1].name not in {"w", "v"}
     assert "w" not in {constant.name for constant in constants(model.graph)}
+
+
+def observed_workshop(model: Model) -> tuple[Workshop, list[Unit]]:
+    target = get_target("cpu-avx2")
+    units, _ = find_units(model.graph, target, model.opset)
+    observed = calibrate(model, units, Observer(open_samples(feeds(), model.interface)))
+    return Workshop(model, target, units, [], observed), units
+
+
+def searched(losses: list[float]) -> tuple[Judge, Judged, dict[Rounding, float]]:
+    """Return a judge that finds these losses one after the other, a plan that failed, and harms of its weights."""
+    model = build(CHAIN.replace("Relu", "Sigmoid"))
+    workshop, units = observed_workshop(model)
+    left = iter(losses)
+
+    def drop(_: Model) -> Drop:
+        value = next(left)
+        return Drop(value, value, value, "agreement", {}, 4, random=False)
+
+    judge = Judge(workshop, model, drop, lambda *_: Ratio(0.5, 0.5, 0.5, 10), None, Mock(), 0.01, asked_for=True)
+    plan = Plan("all", frozenset(unit.position for unit in units), frozenset(), "minmax")
+    item = judge.made(plan)
+    harms = {Rounding(unit.position): 1.0 for unit in units if unit.weight is not None}
+    return judge, Judged(item.candidate, drop(model), item.latency), harms
+
+
+def test_little_error_is_taken_away_first() -> None:
+    judge, failed, harms = searched([0.02, 0.009])
+    first, second = sorted(harms)
+    held = thinned(judge, failed, {first: 0.1, second: 0.9})
+    assert held.loss == 0.009
+    assert held.candidate.plan.static == {first.position}
+    assert held.left[second.position] == pytest.approx(0.9)
+
+
+def test_a_plan_whose_error_nobody_sees_is_given_up() -> None:
+    judge, failed, harms = searched([0.02])
+    assert thinned(judge, failed, dict.fromkeys(harms, 0.0)) is failed
+
+
+@pytest.mark.parametrize(
+    ("replaced", "why"),
+    [
+        (("Relu(h)", "Relu(h)"), "its output is looked for behind the Relu, which has one reader"),
+        (("Relu(h)", "Clip(h, zero)"), "its output is looked for behind the Clip, which has one reader"),
+        (("Relu(h)", "Sigmoid(h)"), ""),
+        (("float[N, 8] y)", "float[N, 8] y, float[N, 16] r)"), ""),
+    ],
+)
+def test_a_float_output_is_looked_for_behind_a_clamp(replaced: tuple[str, str], why: str) -> None:
+    text = CHAIN.replace("v>", "v, float zero = {0.0}>").replace(*replaced)
+    workshop, units = observed_workshop(build(text))
+    first = next(unit.position for unit in units if unit.name == "first")
+    found = workshop.make(Plan("first", frozenset({first}), frozenset(), "minmax"))
+    assert found.changed == (0 if why else 1)
+    assert found.unfused.get(first, "").startswith(why)

@@ -76,7 +76,7 @@ class Refusals:
             return "its inputs and outputs have different integer types"
         if kernel.form == "pass-through" and len({self._parameters(item) for item in (*before[:1], *behind)}) > 1:
             return "its input and output have different scales or zero points"
-        return self._weight_rule(node, kernel) or "no rule of ONNX Runtime's takes it"
+        return self._weight_rule(node, kernel) or self._clamp_rule(node, kernel) or "no rule of ONNX Runtime's takes it"
 
     def _weight_rule(self, node: onnx.NodeProto, kernel: Kernel) -> str:
         """Return whether the scales of a weight lie along another axis than the kernel's."""
@@ -91,6 +91,22 @@ class Refusals:
         if scale is not None and int(np.prod(scale.dims)) > 1 and axis != wanted:
             return f"its weight has scales along axis {axis}, where {wanted} is expected"
         return ""
+
+    def _clamp_rule(self, node: onnx.NodeProto, kernel: Kernel) -> str:
+        """Return whether a float output goes into a clamp that has one reader.
+
+        ONNX Runtime takes such a clamp for a part of the group and looks for the quantized output behind it. With two
+        readers, as an output of the model, or behind any other activation the same node becomes an integer kernel.
+        """
+        behind = self._view.readers[node.output[0]]
+        if not kernel.float_output or len(behind) != 1 or behind[0].op_type not in ("Relu", "Clip"):
+            return ""
+        result = behind[0].output[0]
+        if result in self._view.outputs or len(self._view.readers[result]) != 1:
+            return ""
+        return (
+            f"its output is looked for behind the {behind[0].op_type}, which has one reader, and is not quantized there"
+        )
 
     def _kernel(self, node: onnx.NodeProto) -> Kernel | None:
         if node.domain not in ("", "ai.onnx"):

@@ -10,7 +10,7 @@ from graphopt.passes.quant.search.judging import Judge
 from graphopt.passes.quant.search.plans import FALLBACKS, Plan
 from graphopt.passes.quant.search.switchboard import Rounding
 
-_TRIES = 6  # plans with nodes left float whose loss is measured
+_TRIES = 8  # times that less error is allowed; plans that are equal are made and measured once
 _FIRST = 0.85  # of the error is the most that is allowed
 _LUCK = 1.4  # times the share that should hold the limit may hold it: losses that are counted jump
 _STEPS = (0.5, 0.8)  # least and largest part of the error that is allowed next, where the last was too much
@@ -45,18 +45,20 @@ def thinned(judge: Judge, failed: Judged, harms: dict[Rounding, float]) -> Judge
 def _descend(judge: Judge, failed: Judged, balance: Balance) -> Judged | None:
     """Return the plan that allows most error of those that were found to hold the limit."""
     harms, held, trial = dict(balance.harms), None, failed
-    whole, good, bad, tries = sum(harms.values()), 0.0, 1.0, 0
+    whole, good, bad = sum(harms.values()), 0.0, 1.0
     share = min(_FIRST, _LUCK * judge.limit / max(failed.loss, 1e-12))
-    while tries < _TRIES and bad >= _APART * good:
+    for _ in range(_TRIES):
         plan = balance.within(share * whole)
         if plan.nodes != trial.candidate.plan.nodes:
-            trial, tries = _without(judge, failed, plan, harms), tries + 1
+            trial = _without(judge, failed, plan, harms)
         if not trial.candidate.changed:
             break
         if judge.holds(trial.drop):
             held, good = trial, share
         else:
             bad = share
+        if bad < _APART * good:
+            break
         step = min(max(judge.limit / max(trial.loss, 1e-12), _STEPS[0]), _STEPS[1])
         share = share * step if held is None else (good * bad) ** 0.5
     return held
