@@ -217,6 +217,15 @@ def test_a_shape_that_nothing_tells_is_said() -> None:
         Tape(model.graph, {}).shape(model.graph.outputs[0])
 
 
+@pytest.mark.parametrize("opset", [13, 14, 18, 20])
+def test_opsets(opset: int) -> None:
+    """Attributes that came later are not written."""
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}]> m (float[2,4,5,5] x) => (float[2,6] y) {{
+        a = Conv(x, w, b)  m = GlobalAveragePool(a)  c = Flatten(m)  d = Add(c, e)  y = Relu(d)
+    }}"""
+    check(model_of(text, w=random(6, 4, 1, 1), b=random(6), e=random(6, seed=1)), ("w", "b", "e"))
+
+
 def test_sizes_may_differ_from_sample_to_sample() -> None:
     """Shapes are looked at on one sample only."""
     text = """m (float[1,4,H,W] x) => (float[1,4,I,J] y) {

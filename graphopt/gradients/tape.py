@@ -13,6 +13,7 @@ from graphopt.errors import ModelError
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, tensor_names
 
+_EMPTY_SHAPES = 14  # opset since which Reshape takes a size of 0 as such
 _AXES_OF_MEANS = 18  # opset since which ReduceMean takes its axes as an input
 
 
@@ -65,7 +66,8 @@ class Tape:
 
     def like(self, gradient: gs.Tensor, tensor: gs.Tensor) -> gs.Variable:
         """Return a gradient in the shape of a tensor of as many elements."""
-        return self.op("Reshape", gradient, self.op("Shape", tensor), allowzero=int(self.graph.opset >= 14))
+        attrs = {"allowzero": 1} if self.graph.opset >= _EMPTY_SHAPES else {}
+        return self.op("Reshape", gradient, self.op("Shape", tensor), **attrs)
 
     def total(self, tensor: gs.Tensor, axes: Sequence[int], *, keep: bool = True) -> gs.Variable:
         """Return sums over axes."""
