@@ -108,7 +108,7 @@ def test_ways_to_share_out_are_judged_by_samples_that_trials_are_not_fitted_to(
 
 
 def test_channels_are_measured_on_samples_that_they_are_not_ranked_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranked, measured = [], []
+    ranked, measured = list[bytes](), list[bytes]()
 
     class Watched(Meter):
         def __init__(self, model: Model, samples: Samples) -> None:
