@@ -127,7 +127,7 @@ def test_samples_kept_apart_say_after_which_round_it_was_best(monkeypatch: pytes
         assert np.array_equal(values(compressed, name), values(model, name))
 
 
-@pytest.mark.parametrize(("count", "steps"), [(64, 24), (256, 96)])
+@pytest.mark.parametrize(("count", "steps"), [(64, 24), (160, 60), (256, 72)])
 def test_at_least_so_many_steps_and_rounds(monkeypatch: pytest.MonkeyPatch, count: int, steps: int) -> None:
     model, made = original(), []
     step = Adam.step

@@ -36,6 +36,7 @@ _SHARE = 0.9  # of the weights that the tuned end of the model has
 _ROUNDS = 3  # over all samples, at least
 _STEPS = 24  # at least
 _BATCH = 8  # samples a step
+_LEARNT, _JUDGES = 192, 64  # samples at most that are tuned on, and that judge
 _RATE = 4e-3  # length of the first steps, as a part of the size of each weight, where outputs are all wrong
 
 
@@ -75,7 +76,10 @@ def tune(
         pairs = list(zip(feeds, aims, strict=True))
         judges = pairs[apart - 1 :: apart] if 1 < apart <= len(pairs) else pairs
         learnt = [pair for index, pair in enumerate(pairs) if judges is pairs or (index + 1) % apart]
-        learnt, judges = ([pair for pair in part if usable(*pair)] for part in (learnt, judges))
+        learnt, judges = (
+            _spaced([pair for pair in part if usable(*pair)], most)
+            for part, most in ((learnt, _LEARNT), (judges, _JUDGES))
+        )
         if not wanted or not learnt or not judges:
             return 0, "there are no outputs with finite values to compare"
         tail = side.between(cut, len(compressed.graph.nodes), wanted)
@@ -125,6 +129,12 @@ def _descend(
     for constant, values in zip(objective.weights, best, strict=True):
         constant.values = values
     return best is not start
+
+
+def _spaced(pairs: list[tuple[Results, Results]], most: int) -> list[tuple[Results, Results]]:
+    """Return at most so many of them, evenly spaced."""
+    count = min(most, len(pairs))
+    return [pairs[index * len(pairs) // count] for index in range(count)]
 
 
 def _start(side: Side, layers: Sequence[LinearLayer]) -> int:
