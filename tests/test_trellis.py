@@ -227,3 +227,10 @@ def test_rare_large_weights_have_levels_too() -> None:
     fitted = values[: 960 * 16].reshape(960, 16)
     grid.project_all(fitted)
     assert np.mean((fit_trellis(values, 3, rng()).decoded(grid.codes) - fitted) ** 2) < 0.6 * alone
+
+
+def test_no_large_weight_is_cut_off() -> None:
+    matrix = rng().normal(size=(1, 100, 40)).astype(np.float32)
+    trellis = fit_trellis(matrix, 3, rng())
+    matrix[0, 7, 3] = 100
+    assert chain(matrix, None, trellis).decoded()[0, 7, 3] == pytest.approx(100, rel=0.1)

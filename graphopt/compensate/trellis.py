@@ -28,7 +28,6 @@ _DRAWN = 2**14  # weights of a round
 _KNOTS = 2**12  # between which values count as evenly spread
 _DENSITY = 0.55  # power of the density of the values that levels are dense as
 _INERTIA = 4  # weights of a round that the present level counts as
-_FLOOR = 1e-6  # least weight of a row's error beside that of the largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +87,7 @@ class TrellisGrid:
         self._scale = np.asarray(scale, np.float64)
         self._trellis = trellis
         self.codes = np.zeros((len(scale), inputs), np.uint8)
-        energy = (self._scale / max(float(self._scale.max()), np.finfo(np.float64).tiny)) ** 2
-        self._weight = self._dealt(np.where(self._scale > 0, np.maximum(energy, _FLOOR), 0))
+        self._weight = self._dealt((self._scale > 0).astype(np.float64))  # rows count alike, however small they are
 
     def project(self, values: np.ndarray, column: int) -> np.ndarray:
         """Return the grid values of a column that err least together, [rows]."""
