@@ -21,7 +21,6 @@ from graphopt.passes.prune.channels.rotation import turn, turnings
 from graphopt.passes.prune.channels.sensitivity import Meter
 from graphopt.passes.prune.channels.tracker import label
 from graphopt.passes.prune.shares import Shares
-from graphopt.progress import Progress
 from graphopt.shapes import shapes_for
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def make_plan(model: Model, context: Context, options: Prune, *, turned: bool = 
     if turned and criterion == "obs" and context.samples is not None:
         turns = turnings(model, found, context.samples.take(_FEW), context.progress)
     even = not by_reader and options.scope == "layer"
-    ranked = _ranked(model, found, turns, criterion, shapes, shares, context)
+    ranked = _ranked(model, found, turns, criterion, shapes, context)
     curves = [curve(len(item.group.classes), 1 if even else _multiple(item.group), losses) for item, losses in ranked]
     unknown = _pin(curves, found, options.stated_layers)
     rankings = tuple(replace(item, trials=()) for item, _ in ranked)
@@ -148,7 +147,6 @@ def _ranked(
     turns: Mapping[int, np.ndarray],
     criterion: str,
     shapes: Mapping[str, tuple[int, ...]],
-    shares: Shares | None,
     context: Context,
 ) -> list[tuple[Ranking, np.ndarray]]:
     """Return the ranking of each group, in their order, in the coordinates that they are turned to, with its losses."""
@@ -159,20 +157,19 @@ def _ranked(
     there = _removable(turned, shapes, by_reader=True)
     turn(turned, there, turns)
     place = {id(group): index for index, group in enumerate(there.groups)}
-    return sorted(
-        _measured(turned, there, criterion, shares, context.progress), key=lambda pair: place[id(pair[0].group)]
-    )
+    return sorted(_measured(turned, there, criterion, context), key=lambda pair: place[id(pair[0].group)])
 
 
 def _measured(
-    model: Model, found: Dependencies, criterion: str, shares: Shares | None, progress: Progress
+    model: Model, found: Dependencies, criterion: str, context: Context
 ) -> Iterator[tuple[Ranking, np.ndarray]]:
-    """Yield each ranking with its losses; where there are samples, those that judge measure them."""
-    if shares is None:
-        yield from ((item, item.losses) for item in rank_by_reader(model, found, None, criterion, progress))
+    """Yield each ranking with its losses; where there are samples, half of them rank and the others measure."""
+    if context.samples is None:
+        yield from ((item, item.losses) for item in rank_by_reader(model, found, None, criterion, context.progress))
         return
-    meter = Meter(model, shares.unseen)
-    for item in rank_by_reader(model, found, shares.fitted, criterion, progress):
+    fitted, unseen = context.samples.halves()
+    meter = Meter(model, unseen)
+    for item in rank_by_reader(model, found, fitted, criterion, context.progress):
         yield item, meter.losses(item)
 
 
