@@ -46,10 +46,6 @@ class Side:
         """Return the position of the node that makes a tensor."""
         return self._made[name]
 
-    def given(self, cut: int) -> str:
-        """Return the name of the first output of the node behind a cut."""
-        return str(self._nodes[cut].outputs[0].name)
-
     def crossing(self, cut: int) -> list[str]:
         """Return the tensors that are known before a cut and read behind it."""
         return [name for name, last in self._last.items() if self._made.get(name, -1) < cut <= last]

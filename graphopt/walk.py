@@ -33,10 +33,10 @@ _TARGET = "walk/original/"  # before the names of the original's values
 
 @dataclass(eq=False)
 class Walk:
-    """A cut through an original and a compressed model, which has some of its nodes, in order; a context manager.
+    """A cut through an original and a compressed model that has the same nodes; a context manager.
 
     Attributes:
-        original: What gives the targets; nodes are the same where their first outputs have the same name.
+        original: What gives the targets.
         compressed: Its weights may be replaced at any time.
         samples: What both run on.
         progress: Where it reports.
@@ -54,8 +54,8 @@ class Walk:
         for model in (self.original, self.compressed):
             infer_shapes(model)  # a copy has forgotten its types, and what has none cannot be held at a cut
         self._sides = Side(self.original, _TARGET), Side(self.compressed, "")
-        self._cuts = 0, 0
-        needed = {name for side in self._sides for name in side.crossing(0)}
+        self._cut = 0
+        needed = self._sides[1].crossing(0)
         self._values = [self._first(feeds, needed) for feeds in self.samples]
         return self
 
@@ -91,9 +91,9 @@ class Walk:
         self._advance(min(places))
         targets = [pair.target for pair in pairs]
         wanted = [pair.layer.node.outputs[0].name for pair in pairs]
-        teacher = given.between(self._cuts[0], max(map(given.made, targets)) + 1, targets)
+        teacher = given.between(self._cut, max(map(given.made, targets)) + 1, targets)
         besides = [pair.besides for pair in pairs if pair.besides]
-        student = read.between(self._cuts[1], max(places) + 1, [*wanted, *besides])
+        student = read.between(self._cut, max(places) + 1, [*wanted, *besides])
         twins = [replace(pair, layer=twin) for pair, twin in zip(pairs, _named(student, wanted), strict=True)]
         fed = {spec.name for part in (teacher, student) for spec in part.interface.inputs}
         found = paired_moments(teacher, student, twins, Held(self._values, fed), apart=apart, progress=self.progress)
@@ -111,29 +111,24 @@ class Walk:
         return found
 
     def _advance(self, position: int) -> None:
-        """Run both models up to a position of the compressed one, or the last before it where all can be held."""
-        while position > self._cuts[1] and not all(map(Side.can_hold, self._sides, self._places(position))):
+        """Run both models up to a position, or up to the last one before it where all values can be held."""
+        side = self._sides[1]
+        while position > self._cut and not all(each.can_hold(position) for each in self._sides):
             position -= 1
-        if position <= self._cuts[1]:
+        if position <= self._cut:
             return
-        places, kept = self._places(position), set[str]()
-        for side, start, stop in zip(self._sides, self._cuts, places, strict=True):
-            before, crossing = frozenset(side.crossing(start)), side.crossing(stop)
-            fresh = [name for name in crossing if name not in before]
+        crossing, before = side.crossing(position), frozenset(side.crossing(self._cut))
+        fresh = [name for name in crossing if name not in before]
+        for each in self._sides:
             if fresh:
-                self._run(side, side.between(start, stop, fresh))
-            kept.update(side.prefix + name for name in crossing)
+                self._run(each, each.between(self._cut, position, fresh))
+        kept = {prefix + name for name in crossing for prefix in ("", _TARGET)}
         for values in self._values:
             for name in values.keys() - kept:
                 held = values.pop(name)
                 if not any(held is other for other in values.values()):  # an input is held once for both models
                     self._shelf.drop(held)
-        self._cuts = places
-
-    def _places(self, position: int) -> tuple[int, int]:
-        """Return where both models are cut for a cut through the compressed one."""
-        original, compressed = self._sides
-        return original.made(compressed.given(position)), position
+        self._cut = position
 
     def _run(self, side: Side, part: Model) -> None:
         with open_session(part) as session:

@@ -14,12 +14,8 @@ from graphopt.evaluate.error import OutputError
 from graphopt.model import Model
 from graphopt.moments import LayerMoments, layer_moments
 from graphopt.passes.prune import Prune
-from graphopt.passes.prune.channels.plan import make_plan
-from graphopt.passes.prune.channels.ranking import rank_by_reader
-from graphopt.passes.prune.channels.sensitivity import Meter
 from graphopt.passes.prune.shares import SHARES, Shares, judges
 from graphopt.samples import Samples, open_samples
-from graphopt.shapes import infer_shapes
 from graphopt.targets import get_target
 from tests.test_prune import model_of, random
 
@@ -105,27 +101,3 @@ def test_ways_to_share_out_are_judged_by_samples_that_trials_are_not_fitted_to(
     assert len(judging) == 9
     assert len(fitted) == 27
     assert not judging & fitted
-
-
-def test_channels_are_measured_on_samples_that_they_are_not_ranked_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranked, measured = list[bytes](), list[bytes]()
-
-    class Watched(Meter):
-        def __init__(self, model: Model, samples: Samples) -> None:
-            measured.extend(item["x"].tobytes() for item in samples)
-            super().__init__(model, samples)
-
-    def watched(model: Model, found: Any, samples: Samples, *rest: Any) -> Iterator[Any]:
-        ranked.extend(item["x"].tobytes() for item in samples)
-        return rank_by_reader(model, found, samples, *rest)
-
-    monkeypatch.setattr("graphopt.passes.prune.channels.plan.Meter", Watched)
-    monkeypatch.setattr("graphopt.passes.prune.channels.plan.rank_by_reader", watched)
-    text = "m (float[N,4] x) => (float[N,4] y) { a = MatMul(x, v)  b = Tanh(a)  y = MatMul(b, w) }"
-    model = model_of(text, v=random(4, 16), w=random(16, 4, seed=1))
-    infer_shapes(model)
-    samples, target = clustered(9, 4, model), get_target("cpu")
-    context = Context(target, Evaluator(model.copy(), target, samples=samples), samples)
-    make_plan(model, context, Prune(pattern="channels"))
-    assert (len(ranked), len(measured)) == (27, 9)
-    assert not set(ranked) & set(measured)

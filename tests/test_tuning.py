@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 
 from graphopt.gradients.adam import Adam
-from graphopt.gradients.tuning import tune
+from graphopt.gradients.tuning import Pace, _descend, tune
 from graphopt.ir.graph import constants
 from graphopt.model import Model
 from graphopt.progress import SilentProgress
@@ -48,11 +49,12 @@ def error(model: Model, other: Model) -> float:
     return float(np.mean([np.square(first - second).mean() for first, second in pairs]))
 
 
-def test_it_comes_closer_on_other_samples_and_zeros_stay_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphopt.gradients.tuning._RATE", 6e-2)
+@pytest.mark.parametrize("pace", [Pace(6e-2, 8, falls=True), Pace(3e-2, 16, falls=False)])
+def test_it_comes_closer_on_other_samples_and_zeros_stay_zero(pace: Pace) -> None:
     model, compressed = original(), without_small(original())
     before = compressed.copy()
-    assert tuned(model, compressed) == (3, "")
+    samples = random_samples(model.interface, count=64)
+    assert tune(model, compressed, samples, SilentProgress(), np.random.default_rng(0), pace=pace) == (3, "")
     assert error(model, compressed) < 0.95 * error(model, before)
     for name in ("w", "v"):
         assert np.array_equal(values(compressed, name) == 0, values(before, name) == 0)
@@ -166,3 +168,22 @@ def test_inputs_that_have_values_of_their_own() -> None:
     samples = open_samples({"x": random(64, 8)}, model.interface, optional=frozenset({"s"}))
     compressed = without_small(model)
     assert tune(model, compressed, samples, SilentProgress(), np.random.default_rng(0)) == (3, "")
+
+
+def test_steps_that_go_too_far_are_gone_in_part() -> None:
+    class Valley:
+        """One weight, whose slope always says the same, and which is best at an eighth of the way."""
+
+        def __init__(self) -> None:
+            self.weights, self.targets = [gs.Constant("w", np.ones(1))], 1
+
+        def gradients(self, pairs: Any) -> list[np.ndarray]:
+            return [np.full(1, -float(len(list(pairs))))]
+
+        def error(self, pairs: Any) -> float:
+            return float(abs(self.weights[0].values[0] - 1.05))
+
+    valley, pair = Valley(), ({"x": np.zeros(1)}, {"y": np.zeros(1)})
+    rng = np.random.default_rng(0)
+    assert _descend(valley, [pair] * 192, [pair], Pace(0.01, 8, falls=False), SilentProgress(), rng)  # type: ignore[arg-type]
+    assert 1 < valley.weights[0].values[0] < 1.1

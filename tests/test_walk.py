@@ -145,14 +145,3 @@ def test_a_shelf_holds_so_much_in_memory(tmp_path: Path, limit: int) -> None:
         shelf.drop(found)
     assert not list(tmp_path.iterdir())
     assert isinstance(shelf.put(values[0]), np.ndarray) == (limit > 0)
-
-
-def test_a_compressed_model_may_lack_nodes() -> None:
-    """As where a branch has become a constant: what is left of it in the original runs for the targets."""
-    whole = """m (float[N,8] x) => (float[N,8] y) {
-        a = MatMul(x, w)  s = Tanh(a)  b = MatMul(s, v)  c = Add(x, b)  d = MatMul(c, u)  e = Relu(d)  y = MatMul(e, w2)
-    }"""
-    rest = "m (float[N,8] x) => (float[N,8] y) { c = Add(x, k)  d = MatMul(c, u)  e = Relu(d)  y = MatMul(e, w2) }"
-    weights = {name: random(8, 8, seed=seed) for seed, name in enumerate(("w", "v", "u", "w2"))}
-    original = model_of(whole, **weights)
-    check(original, model_of(rest, u=weights["u"], w2=weights["w2"], k=random(8, seed=5)))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,38 @@ _MOST_WEIGHTS = 2**26  # whose gradients are in memory together
 _SHARE = 0.9  # of the weights that the tuned end of the model has
 _ROUNDS = 3  # over all samples, at least
 _STEPS = 24  # at least
-_BATCH = 8  # samples a step
 _LEARNT, _JUDGES = 192, 64  # samples at most that are tuned on, and that judge
-_RATE = 4e-3  # length of the first steps, as a part of the size of each weight, where outputs are all wrong
+_PARTS = 0.5, 0.25  # of the way that was gone, which are tried as well
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How quickly weights move.
+
+    Attributes:
+        rate: Length of the first steps, as a part of the size of each weight.
+        batch: Samples a step.
+        falls: Whether steps are the shorter the less is wrong in the beginning; `rate` is for outputs all wrong then.
+    """
+
+    rate: float
+    batch: int
+    falls: bool
+
+
+SWIFT = Pace(4e-3, 8, falls=True)  # for masks: much is wrong, and the zeros leave less to learn by heart
+GENTLE = Pace(1e-3, 16, falls=False)  # for removed channels: longer steps are worse on pictures of other kinds
 
 
 def tune(
-    original: Model, compressed: Model, samples: Stream, progress: Progress, rng: np.random.Generator, *, apart: int = 0
+    original: Model,
+    compressed: Model,
+    samples: Stream,
+    progress: Progress,
+    rng: np.random.Generator,
+    *,
+    apart: int = 0,
+    pace: Pace = SWIFT,
 ) -> tuple[int, str]:
     """Tune weights and biases of a compressed model's linear layers in place; weights that are zero stay zero.
 
@@ -54,6 +80,7 @@ def tune(
         progress: Where it reports.
         rng: Chooses the order of the samples.
         apart: Every so many-th sample is not tuned on, but judges; 0: all are for both.
+        pace: How quickly weights move.
 
     Returns:
         How many constants were tuned, and if none why.
@@ -90,7 +117,7 @@ def tune(
             return 0, str(error)
         if not objective.weights:
             return 0, f"no gradients lead through {', '.join(objective.stops[:3])}"
-        if not _descend(objective, learnt, judges, progress, rng):
+        if not _descend(objective, learnt, judges, pace, progress, rng):
             return 0, "it comes no closer to the original"
     for constant in objective.weights:
         own[constant.name].values = constant.values
@@ -101,24 +128,26 @@ def _descend(
     objective: Objective,
     pairs: Sequence[tuple[Results, Results]],
     judges: Sequence[tuple[Results, Results]],
+    pace: Pace,
     progress: Progress,
     rng: np.random.Generator,
 ) -> bool:
     """Change the weights in place, step by step, by the gradients of a few samples each.
 
-    The less is wrong in the beginning, the shorter are the steps. After each round over all samples others judge; the
-    best weights are put back. Returns whether any are better than the first ones.
+    After each round over all samples others judge, and at last parts of the way; the best weights are put back.
+    Returns whether any are better than the first ones.
     """
     start = best = [item.values for item in objective.weights]
     least = objective.error(map(both, judges))
-    wrong = objective.error(map(both, pairs)) / (len(pairs) * objective.targets)  # 1: as wrong as the mean would be
-    adam, rate = Adam(start), _RATE * min(math.sqrt(wrong), 1.0)
-    steps = math.ceil(len(pairs) / _BATCH)
+    adam, rate, steps = Adam(start), pace.rate, math.ceil(len(pairs) / pace.batch)
+    if pace.falls:
+        wrong = objective.error(map(both, pairs)) / (len(pairs) * objective.targets)  # 1: as wrong as the mean would be
+        rate *= min(math.sqrt(wrong), 1.0)
     rounds = max(_ROUNDS, math.ceil(_STEPS / steps))
     for index in progress.track(range(rounds), "tune", rounds):
         order = rng.permutation(len(pairs))
         for step in range(steps):
-            chosen = order[step * _BATCH :][:_BATCH]
+            chosen = order[step * pace.batch :][: pace.batch]
             gradients = [item / len(chosen) for item in objective.gradients(both(pairs[place]) for place in chosen)]
             present = [item.values for item in objective.weights]
             fresh = adam.step(present, gradients, step_length(index * steps + step, rounds * steps, rate))
@@ -126,9 +155,19 @@ def _descend(
                 constant.values = np.where(first != 0, values, 0)
         if (error := objective.error(map(both, judges))) < least:
             least, best = error, [item.values for item in objective.weights]
-    for constant, values in zip(objective.weights, best, strict=True):
-        constant.values = values
+    end = [item.values for item in objective.weights]
+    for part in _PARTS:
+        between = [(first + part * (last - first)).astype(last.dtype) for first, last in zip(start, end, strict=True)]
+        _put(objective, between)
+        if (error := objective.error(map(both, judges))) < least:
+            least, best = error, between
+    _put(objective, best)
     return best is not start
+
+
+def _put(objective: Objective, values: Sequence[np.ndarray]) -> None:
+    for constant, item in zip(objective.weights, values, strict=True):
+        constant.values = item
 
 
 def _spaced(pairs: list[tuple[Results, Results]], most: int) -> list[tuple[Results, Results]]:

@@ -12,7 +12,6 @@ from graphopt.model import Model
 from graphopt.passes.prune.channels.branches import end_branches, fill_means
 from graphopt.passes.prune.channels.plan import Plan
 from graphopt.passes.prune.channels.reconstruction import reconstruct
-from graphopt.passes.prune.channels.reference import Reference
 from graphopt.passes.prune.channels.removal import remove_classes, rows_left
 from graphopt.passes.prune.channels.rotation import turn
 from graphopt.shapes import infer_shapes
@@ -21,26 +20,22 @@ if TYPE_CHECKING:
     from graphopt.passes.prune.prune import Prune
 
 
-def carry_out(
-    plan: Plan, model: Model, ratio: float, context: Context, options: Prune, reference: Reference | None = None
-) -> tuple[PassReport, Reference]:
-    """Remove a ratio in place; return the report, and what a further round is to be fitted to.
+def carry_out(plan: Plan, model: Model, ratio: float, context: Context, options: Prune) -> PassReport:
+    """Remove a ratio in place.
 
     Args:
         plan: Of this model, or of one that it is a copy of.
         model: What is pruned.
         ratio: Fraction of the plan's costs that goes.
-        context: Samples and progress.
+        context: Its samples are those that what stays is fitted to.
         options: `of` and `reconstruct` count.
-        reference: What the round before has returned; None: it is the first.
     """
     plan = plan.of(model)
     gone = plan.gone(ratio)
     pruned = {index for index, group in enumerate(plan.found.groups) if gone[group.classes].any()}
     turn(model, plan.found, {index: matrix for index, matrix in plan.turns.items() if index in pruned})
-    reference = reference or Reference(model.copy())
+    original = model.copy()
     rows = rows_left(plan.found.uses, gone)
-    reference = reference.after(rows)
     full = float(plan.costs.total(np.ones(len(plan.curves))))
     left = np.array([1 - gone[group.classes].mean() for group in plan.found.groups])
     metrics = {"channels": float(np.count_nonzero(gone)), f"{options.of}_left": float(plan.costs.total(left)) / full}
@@ -52,9 +47,9 @@ def carry_out(
     infer_shapes(model)
     skips = (*plan.found.skips, *plan.unknown)
     if context.samples is not None:
-        fill_means(ended, reference.model, reference.rows, context.samples)
-    if changed and options.reconstruct and plan.shares is not None:
-        refit = reconstruct(reference.model, model, reference.rows, plan.shares, context.progress)
+        fill_means(ended, original, rows, context.samples)
+    if changed and options.reconstruct and context.samples is not None:
+        refit = reconstruct(original, model, rows, context.samples, context.progress)
         skips = (*skips, *refit.skips)
         metrics |= {"fitted": refit.fitted}
-    return PassReport(changed, skips, metrics), reference
+    return PassReport(changed, skips, metrics)

@@ -20,7 +20,6 @@ from graphopt.passes.prune.channels.readers import moment_bytes, takers_of
 from graphopt.passes.prune.channels.rotation import turn, turnings
 from graphopt.passes.prune.channels.sensitivity import Meter
 from graphopt.passes.prune.channels.tracker import label
-from graphopt.passes.prune.shares import Shares
 from graphopt.shapes import shapes_for
 
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ class Plan:
         costs: What the ratio is a fraction of.
         even: Whether all groups give up the same fraction, as plain filter pruning does.
         by_reader: Whether channels are ranked by the layers that read them.
-        shares: The samples, if there are any: those that are fitted to, and those that judge.
         unknown: Layers that the user named and that do not exist, or give no channels that can be removed.
     """
 
@@ -59,7 +57,6 @@ class Plan:
     costs: Costs
     even: bool
     by_reader: bool
-    shares: Shares | None
     unknown: tuple[Skip, ...] = ()
 
     def of(self, model: Model) -> Plan:
@@ -77,22 +74,20 @@ class Plan:
         return gone
 
 
-def make_plan(model: Model, context: Context, options: Prune, *, turned: bool = True) -> Plan:
+def make_plan(model: Model, context: Context, options: Prune) -> Plan:
     """Find, rank and weigh what can be removed.
 
     Args:
         model: Stays as it is.
         context: Its samples, if there are any, give shapes, moments and what is measured.
         options: `of`, `criterion`, `scope` and `layers` count.
-        turned: Whether other coordinates are looked for; what later rounds are fitted to has those of the first.
     """
     shapes = shapes_for(model, context.evaluator.inputs.example())
     criterion = "obs" if options.criterion == "auto" else options.criterion
     by_reader = criterion in _BY_READER
     found = _removable(model, shapes, by_reader)
     turns: Mapping[int, np.ndarray] = {}
-    shares = Shares.of(context.samples, model) if context.samples is not None else None
-    if turned and criterion == "obs" and context.samples is not None:
+    if criterion == "obs" and context.samples is not None:
         turns = turnings(model, found, context.samples.take(_FEW), context.progress)
     even = not by_reader and options.scope == "layer"
     ranked = _ranked(model, found, turns, criterion, shapes, context)
@@ -100,7 +95,7 @@ def make_plan(model: Model, context: Context, options: Prune, *, turned: bool = 
     unknown = _pin(curves, found, options.stated_layers)
     rankings = tuple(replace(item, trials=()) for item, _ in ranked)
     costs = _costs(model, found, shapes, options.of, context)
-    return Plan(model, shapes, found, turns, rankings, tuple(curves), costs, even, by_reader, shares, unknown)
+    return Plan(model, shapes, found, turns, rankings, tuple(curves), costs, even, by_reader, unknown)
 
 
 def _removable(model: Model, shapes: Mapping[str, tuple[int, ...]], by_reader: bool) -> Dependencies:

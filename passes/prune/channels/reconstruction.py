@@ -23,11 +23,12 @@ from graphopt.compensate.ridge import Problem, judged_ridge
 from graphopt.ir.graph import Constant
 from graphopt.layers import LinearLayer, linear_layers
 from graphopt.model import Model
-from graphopt.moments import Pair, PairedMoments, Stream
+from graphopt.moments import Pair, PairedMoments
 from graphopt.passes.prune.channels.tracker import captured, label
 from graphopt.passes.prune.shares import SHARES
 from graphopt.passes.prune.variety import Varied
 from graphopt.progress import Progress
+from graphopt.samples import Samples
 from graphopt.shapes import shapes_for
 from graphopt.walk import Walk
 
@@ -49,7 +50,7 @@ class Refit:
 
 
 def reconstruct(
-    original: Model, pruned: Model, rows: Mapping[str, np.ndarray], samples: Stream, progress: Progress
+    original: Model, pruned: Model, rows: Mapping[str, np.ndarray], samples: Samples, progress: Progress
 ) -> Refit:
     """Fit the layers of a pruned model in place.
 
@@ -57,7 +58,7 @@ def reconstruct(
         original: Gives the targets; has the same nodes, and its tensors have the same names.
         pruned: What is fitted.
         rows: For each layer, by the name of its output, the channels that are left of the original's, int [rows].
-        samples: What both run on, also in variants of pictures; every `SHARES`-th judges what the others are fitted to.
+        samples: What both run on, also in variants of pictures.
         progress: Where it reports.
     """
     shown = {id(tensor) for tensor in pruned.graph.outputs}

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from graphopt.base import PassReport, Skip
 from graphopt.context import Context
-from graphopt.gradients.tuning import tune
+from graphopt.gradients.tuning import GENTLE, tune
 from graphopt.ir.clean import clean
 from graphopt.model import Model
 from graphopt.passes.prune.channels.one_round import carry_out
 from graphopt.passes.prune.channels.plan import Plan, make_plan
 from graphopt.passes.prune.channels.sensitivity import distance
-from graphopt.passes.prune.shares import SHARES, Shares
+from graphopt.passes.prune.shares import SHARES
 from graphopt.passes.prune.variety import Varied
 from graphopt.shapes import infer_shapes
 
@@ -49,8 +49,8 @@ def in_rounds(plan: Plan, model: Model, ratio: float, context: Context, options:
     """Remove a ratio in place, a part at a time; then tune all weights together towards the model of before.
 
     Losses of single groups add up only while they are small: what a group is worth is found out anew once others have
-    gone and the rest has been fitted. But then no coordinates are chosen anew. So up to half of a cost is removed both
-    ways, and the model is kept that comes closer to the one of before.
+    gone and the rest has been fitted. But each round is fitted to what the one before has made. So up to half of a cost
+    is removed both ways, and the model is kept that comes closer to the one of before.
 
     Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference",
     arXiv:1611.06440, which alternates removal and repair.
@@ -63,32 +63,32 @@ def in_rounds(plan: Plan, model: Model, ratio: float, context: Context, options:
         options: `of`, `layers` and `reconstruct` count.
     """
     rounds = max(1, math.ceil(math.log(1 - ratio) / math.log(1 - _ROUND) - 1e-9))
-    original = model.copy()
     if rounds == 1 or ratio > _AT_ONCE or not options.reconstruct or context.samples is None:
-        report = _removed(plan, model, ratio, rounds, context, options)
-        return _tuned(original, model, report, plan.shares, context, options)
-    at_once, judges = model.copy(), context.samples.take(_JUDGES)
+        return _removed(plan, model, ratio, rounds, context, options)
+    original, at_once = model.copy(), model.copy()
     reports = [_removed(plan, way, ratio, count, context, options) for way, count in ((at_once, 1), (model, rounds))]
-    nearer = int(distance(original, at_once, judges) >= distance(original, model, judges))
-    model.graph = (at_once, model)[nearer].graph
-    return _tuned(original, model, reports[nearer], plan.shares, context, options)
+    judges = context.samples.take(_JUDGES)
+    if distance(original, at_once, judges) < distance(original, model, judges):
+        model.graph = at_once.graph
+        return reports[0]
+    return reports[1]
 
 
 def _removed(plan: Plan, model: Model, ratio: float, rounds: int, context: Context, options: Prune) -> PassReport:
-    """Remove a ratio in place, in so many rounds."""
-    left, reports, reference = 1.0, list[PassReport](), None
+    """Remove a ratio in place, in so many rounds, and tune."""
+    original = model.copy()
+    left, reports = 1.0, []
     for index in range(rounds):
         wanted = (1 - ratio) ** ((index + 1) / rounds)
         if index and wanted >= left:
             continue
         if index:
-            plan = make_plan(model, context, _later(options), turned=False)
-        report, reference = carry_out(plan, model, 1 - wanted / left, context, options, reference)
-        reports.append(report)
-        left *= report.metrics[f"{options.of}_left"]
+            plan = make_plan(model, context, _later(options))
+        reports.append(carry_out(plan, model, 1 - wanted / left, context, options))
+        left *= reports[-1].metrics[f"{options.of}_left"]
         clean(model.graph)
         infer_shapes(model)
-    return _together(reports, left, options)
+    return _tuned(original, model, _together(reports, left, options), context, options)
 
 
 def _later(options: Prune) -> Prune:
@@ -103,13 +103,13 @@ def _together(reports: list[PassReport], left: float, options: Prune) -> PassRep
     return replace(last, changed=sum(report.changed for report in reports), metrics={**last.metrics, **totals})
 
 
-def _tuned(
-    original: Model, model: Model, report: PassReport, shares: Shares | None, context: Context, options: Prune
-) -> PassReport:
+def _tuned(original: Model, model: Model, report: PassReport, context: Context, options: Prune) -> PassReport:
     """Tune a pruned model in place by gradients, if it is to be fitted; return the report with that."""
-    if not report.changed or not options.reconstruct or shares is None:
+    if not report.changed or not options.reconstruct or context.samples is None:
         return report
-    tuned, reason = tune(original, model, Varied(shares), context.progress, context.rng("prune/tune"), apart=SHARES)
+    samples = Varied(context.samples)
+    rng = context.rng("prune/tune")
+    tuned, reason = tune(original, model, samples, context.progress, rng, apart=SHARES, pace=GENTLE)
     skips = (Skip("model", f"not tuned: {reason}"),) if reason else ()
     return replace(report, skipped=(*report.skipped, *skips), metrics={**report.metrics, "tuned": tuned})
 
@@ -119,22 +119,21 @@ def _as_far_as_allowed(model: Model, plan: Plan, context: Context, options: Prun
     original, best, left = model.copy(), model.copy(), 1.0
     reports: list[PassReport] = []
     finished: tuple[Model, PassReport] | None = None
-    reference, shares = None, plan.shares
     step = _ROUND
     while step >= _FINEST and left > 1 - _MOST:
         candidate = best.copy()
-        report, target = carry_out(plan, candidate, step, context, options, reference)
+        report = carry_out(plan, candidate, step, context, options)
         clean(candidate.graph)
         infer_shapes(candidate)
         judged, rest = candidate.copy(), left * report.metrics[f"{options.of}_left"]
-        whole = _tuned(original, judged, _together([*reports, report], rest, options), shares, context, options)
+        whole = _tuned(original, judged, _together([*reports, report], rest, options), context, options)
         drop = context.evaluator.drop(judged)
         if rest == left or drop is None or not drop.within(options.budget * context.max_drop):
             step /= 2
             continue
-        best, left, finished, reference = candidate, rest, (judged, whole), target
+        best, left, finished = candidate, rest, (judged, whole)
         reports.append(report)
-        plan = make_plan(best, context, _later(options), turned=False)
+        plan = make_plan(best, context, _later(options))
     if finished is None:
         why = Skip("model", "no ratio that was tried keeps the loss within its limit")
         return PassReport(0, (*plan.found.skips, why))
