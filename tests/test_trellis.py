@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
@@ -20,7 +21,7 @@ from graphopt.model import Model
 from graphopt.passes.pack.chain import can_chain, chain, fit_levels
 from graphopt.passes.pack.decoders import DecoderBuilder
 from graphopt.passes.pack.shrink import shrink
-from graphopt.passes.pack.units import find_units
+from graphopt.passes.pack.units import Unit, find_units
 from graphopt.passes.pack.unpack import unpack
 from graphopt.runtime.session import op_counts, open_session, optimized_model
 from graphopt.samples import open_samples
@@ -193,6 +194,12 @@ def test_small_weights_keep_levels_of_their_own() -> None:
     model = layered()
     units = {unit.name: unit for unit in find_units(model, constants(model.graph))}
     assert {name for name, unit in units.items() if not can_chain(unit)} == {"small"}
+
+
+@pytest.mark.parametrize(("rows", "chained"), [(4095, True), (4096, False)])
+def test_weights_that_take_too_long_to_open_keep_levels_of_their_own(rows: int, chained: bool) -> None:
+    constant = gs.Constant("table", np.broadcast_to(np.float32(1), (rows, 2048)))
+    assert can_chain(Unit(constant, (0, 1), 1, rows)) is chained
 
 
 @pytest.mark.parametrize("unit", [1.0, 2.0**-40, 2.0**40])
