@@ -12,7 +12,7 @@ import pytest
 from graphopt.api import compress
 from graphopt.model import Model
 from graphopt.observe import Observer
-from graphopt.passes.quant.accounting.accounting import Conversion, account, summary
+from graphopt.passes.quant.accounting.accounting import Conversion, account, audit, summary
 from graphopt.passes.quant.nodes.units import find_units
 from graphopt.passes.quant.numbers.calibrate import calibrate
 from graphopt.passes.quant.search.plans import Plan
@@ -33,7 +33,7 @@ def quantized(
     proto = parse(
         f'<ir_version: 8, opset_import: ["" : 17]>\ng ({inputs}) => ({output})\n{SCALE}{more}>\n{{\n{body}\n}}'
     )
-    for name, shape in (("w", (8, 8, 3, 3)), ("m", (6, 6))):
+    for name, shape in (("w", (8, 8, 3, 3)), ("v", (8, 16, 3, 3)), ("m", (6, 6))):
         values = np.random.default_rng(0).integers(-64, 64, shape).astype(np.int8)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
     for name, size in (("w8", 8), ("m6", 6)):
@@ -224,6 +224,19 @@ def test_what_does_not_fuse_is_taken_back() -> None:
     assert found.plan.static == {0, 2}
     assert found.audit.kernels["QLinearConv"] == 2
     assert {item.became for item in account(found.model, real)} == {"kernel", "border"}
+
+
+def test_what_ends_at_a_border_that_the_runtime_carries_a_transpose_across_is_unfused() -> None:
+    model = quantized(
+        f"{ENTRY}\n{WEIGHT}\nc = Conv<pads = [1, 1, 1, 1]>(xd, wd)\ncq = QuantizeLinear(c, ys, yz)\n"
+        "cd = DequantizeLinear(cq, ys, yz)\np = MaxPool<kernel_shape = [1, 1]>(x)\nt = Concat<axis = 1>(p, cd)\n"
+        "tq = QuantizeLinear(t, ys, yz)\ntd = DequantizeLinear(tq, ys, yz)\n"
+        f"vd = DequantizeLinear<axis = 0>(v, w8s, w8z)\nh = Conv<pads = [1, 1, 1, 1]>(td, vd)\n"
+        "hq = QuantizeLinear(h, ys, yz)\ny = DequantizeLinear(hq, ys, yz)"
+    )
+    items = audit(model, ["c/3"], get_target("cpu"))
+    assert items.inside
+    assert "Transpose" in items.unfused["c/3"]
 
 
 def test_the_report_tells_what_became_of_each_conversion() -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import onnx
 
+from graphopt.ir.graph import walk_nodes
 from graphopt.model import Model
 from graphopt.passes.quant.accounting.refusals import Refusals
 from graphopt.passes.quant.accounting.views import CONVERSIONS, View, called, is_integer, node_name, nodes, plain_name
@@ -137,7 +138,9 @@ class Audit:
     """What the runtime made of a quantized model.
 
     Attributes:
-        unfused: By name of the nodes that were to run in integers but do not, the rule that failed.
+        unfused: By name of the nodes that were to run in integers but do not, the rule that failed. Also of those whose
+            conversion is inside an integer region by what ONNX Runtime put beside it, as a Transpose that it carried
+            across a border.
         kernels: Integer nodes by operator.
         borders: QuantizeLinear and DequantizeLinear between float and integers.
         inside: Those inside an integer region.
@@ -181,5 +184,10 @@ def audit(model: Model, names: Iterable[str], target: Target) -> Audit:
             unfused[wanted[plain]] = rule
     kernels = Counter(node.op_type for node in nodes(graph) if is_integer(node))
     standing = [node for node in nodes(graph) if node.op_type in CONVERSIONS]
-    inside = sum(bool(refusals.inside(node)) for node in standing)
-    return Audit(unfused, dict(kernels), len(standing) - inside, inside)
+    inside = [(node, rule) for node in standing if (rule := refusals.inside(node))]
+    own = {plain_name(node.name or node.outputs[0].name) for node in walk_nodes(model.graph) if node.outputs}
+    for node, rule in inside:
+        if all(plain_name(node_name(item)) not in own for item in view.beside(node)):
+            kernels_behind = (plain_name(node_name(item)) for item in view.behind(node) if is_integer(item))
+            unfused.update({wanted[plain]: rule for plain in kernels_behind if plain in wanted})
+    return Audit(unfused, dict(kernels), len(standing) - len(inside), len(inside))

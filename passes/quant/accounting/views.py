@@ -45,7 +45,16 @@ class View:
         """Return the nodes on the float side of a conversion; none where that is an input or output of the graph."""
         if conversion.op_type == "DequantizeLinear":
             return self.readers[conversion.output[0]]
-        maker = self.makers.get(conversion.input[0])
+        return self._made(conversion.input[0])
+
+    def behind(self, conversion: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Return the nodes on the integer side of a conversion; none where that is an input or output of the graph."""
+        if conversion.op_type == "DequantizeLinear":
+            return self._made(conversion.input[0])
+        return self.readers[conversion.output[0]]
+
+    def _made(self, name: str) -> list[onnx.NodeProto]:
+        maker = self.makers.get(name)
         return [] if maker is None else [maker]
 
 
