@@ -14,12 +14,13 @@ errors of rows do not touch each other. So all rows of a column can be chosen to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 MEMORY = 4  # bits of earlier codes in a window; 6 would take 4 times as long for 0.02 bit
 MOST_BITS = 6  # of a code; with more the table of levels would be large
-_CHAIN = 96  # rows at least; the first few have no choice of window, and short chains are quicker side by side
+_CHAIN = 96  # rows at least; the first have no choice of window, and short chains are quicker side by side
 _STEPS = 2**19  # costs that are held together, about
 _COLUMNS = 64  # that are chosen side by side
 _HASH = 2654435761  # Knuth, The Art of Computer Programming, volume 3, section 6.4: 2**32 over the golden ratio
@@ -61,9 +62,10 @@ class Trellis:
         return np.asarray(self.levels[self.windows(codes)])
 
 
+@cache
 def lanes(rows: int) -> int:
-    """Return how many chains the rows of a column are dealt out to, in turn."""
-    return max(1, rows // _CHAIN)
+    """Return how many chains the rows of a column are dealt out to, in turn, so that all are of one length."""
+    return next(count for count in range(max(1, rows // _CHAIN), 0, -1) if rows % count == 0)
 
 
 def reach(bits: int) -> int:
@@ -92,7 +94,7 @@ class TrellisGrid:
     def project(self, values: np.ndarray, column: int) -> np.ndarray:
         """Return the grid values of a column that err least together, [rows]."""
         wanted = np.divide(values, self._scale, out=np.zeros(len(values)), where=self._scale > 0)
-        found = best_windows(self._dealt(wanted), self._weight, self._trellis).reshape(-1)[: len(values)]
+        found = best_windows(self._dealt(wanted), self._weight, self._trellis).reshape(-1)
         self.codes[:, column] = found & (2**self._trellis.bits - 1)
         return np.asarray(self._trellis.levels[found] * self._scale)
 
@@ -104,13 +106,12 @@ class TrellisGrid:
             dealt = [self._dealt(column) for column in columns[part : part + _COLUMNS]]
             weight = np.tile(self._weight, len(dealt))
             found = best_windows(np.concatenate(dealt, axis=1), weight, self._trellis)
-            rows = found.reshape(len(found), len(dealt), -1).transpose(0, 2, 1).reshape(-1, len(dealt))[: len(values)]
+            rows = found.reshape(len(found), len(dealt), -1).transpose(0, 2, 1).reshape(-1, len(dealt))
             self.codes[:, part : part + _COLUMNS] = rows & (2**self._trellis.bits - 1)
 
     def _dealt(self, values: np.ndarray) -> np.ndarray:
-        """Return values of rows as [steps, lanes], float32, filled up with zeros."""
-        across = lanes(len(values))
-        return np.pad(values, (0, -len(values) % across)).reshape(-1, across).astype(np.float32)
+        """Return values of rows as [steps, lanes], float32."""
+        return values.reshape(-1, lanes(len(values))).astype(np.float32)
 
 
 def best_windows(wanted: np.ndarray, weight: np.ndarray, trellis: Trellis) -> np.ndarray:

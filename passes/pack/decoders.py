@@ -1,8 +1,8 @@
 """Decoders: small chains of standard operators that ONNX Runtime folds once, at load.
 
 Every decoder hangs from initializers only and uses operators whose CPU kernels level-1 constant folding evaluates, so
-the running graph is the plain one: Add, Cast, Clip, ConvInteger, CumSum, Expand, Gather, GatherElements, Mul, Reshape,
-Round, Slice, Tile and Transpose. All of them exist from opset 11 on. A decoder of 4 bits::
+the running graph is the plain one: Add, Cast, Clip, ConvInteger, CumSum, Expand, Gather, Mul, Reshape, Round, Slice and
+Tile. All of them exist from opset 11 on. A decoder of 4 bits::
 
     lut = Gather(levels, table4)        # [256, 2]: the two values that a byte stands for; table4 is shared by all
     weight = Reshape(Gather(lut, Cast(codes)), shape) [* scale]
@@ -14,10 +14,10 @@ and one of 6 bits, whose codes lie in a plane of 4 bits and one of 2::
 
 and one of 4 bits on a trellis, whose windows are of 8 bits, see `graphopt.compensate.trellis`::
 
-    windows = ConvInteger(Reshape(Gather(table4 as uint8, Cast(codes)), [1, 1, count]), [16, 1])
-    weight = Reshape(GatherElements(levels, windows), shape) * scale
+    windows = ConvInteger(Reshape(Gather(table4 as uint8, Cast(codes)), [.., 1, steps, ..]), [16, 1])
+    weight = Reshape(Gather(levels, windows), shape) * scale
 
-What costs time at load is looking up: so several elements are looked up at once, never one. Integers of a weight's size
+What costs time at load is looking up: so several elements are looked up at once where it can be. Integers of a weight's size
 have two axes or more: those of one axis could be a shape, and ONNX's inference follows each of them, with 70 bytes.
 
 The decoded tensor has the weight's name; initializers that belong to it are called ``NAME/codes`` and so on. Names on
@@ -113,23 +113,23 @@ class Draft:
         return self._shaped(self.node("Gather", [lut, self._rows(codes, bits)]), codes, bits)
 
     def trellis(self, codes: np.ndarray, levels: np.ndarray, bits: int) -> gs.Tensor:
-        """Return the level of the window of each code, float32 [1, 1, rows * inputs].
+        """Return the level of the window of each code, float32 [before, 1, steps, lanes * behind].
 
         A convolution in integers, whose kernel holds powers of two, puts each code behind those before it in its chain.
 
         Args:
-            codes: Indices, [rows, inputs]; that of row r follows that of row ``r - lanes(rows)``.
+            codes: Indices, [before, rows, behind]; that of row r follows that of row ``r - lanes(rows)``.
             levels: Of each window, float32 that half precision holds exactly, [2**(bits + MEMORY)].
             bits: Of a code.
         """
-        earlier, step = reach(bits), lanes(codes.shape[0]) * codes.shape[1]
-        rows = self.node("Gather", [self._narrow_table(bits), self._rows(codes, bits)])
+        before, rows, _ = codes.shape
+        earlier, steps = reach(bits), rows // lanes(rows)
+        looked_up = self.node("Gather", [self._narrow_table(bits), self._rows(codes, bits)])
         factors = (1 << (bits * np.arange(earlier, -1, -1))).astype(np.uint8)
-        kernel = self.common("kernel", factors.reshape(1, 1, -1))
-        chained = [self._shaped(rows, codes.reshape(1, 1, -1), bits), kernel]
-        windows = self.node("ConvInteger", chained, dilations=[step], pads=[earlier * step, 0])
-        table = self._levels_of_windows(levels, 2 ** ((earlier + 1) * bits))
-        return self.node("GatherElements", [table, windows], axis=2)  # a sixth of the time of Gather
+        kernel = self.common("kernel", factors.reshape(1, 1, -1, 1))
+        chains = self._shaped(looked_up, codes.reshape(before, 1, steps, -1), bits)
+        windows = self.node("ConvInteger", [chains, kernel], pads=[earlier, 0, 0, 0])
+        return self.node("Gather", [self._levels_of_windows(levels, 2 ** ((earlier + 1) * bits)), windows])
 
     def bits(self, flags: np.ndarray) -> gs.Tensor:
         """Return flags as int32, in their shape."""
@@ -140,11 +140,6 @@ class Draft:
         if not _may_be_shape(values):
             return self.cast(self.stored(suffix, values), dtype)
         return self.reshape(self.cast(self.stored(suffix, values[None]), dtype), (-1,))
-
-    def turned(self, tensor: gs.Tensor, axes: Sequence[int]) -> gs.Tensor:
-        """Return a tensor with its axes in another order."""
-        moves = list(axes) != sorted(axes)
-        return self.node("Transpose", [tensor], perm=list(axes)) if moves else tensor
 
     def scaled(self, tensor: gs.Tensor, scale: np.ndarray) -> gs.Tensor:
         """Return a float32 tensor times scales of the decoder's own, float16 or float32."""
@@ -250,17 +245,17 @@ class Draft:
         return self.shared[key]
 
     def _levels_of_windows(self, levels: np.ndarray, count: int) -> gs.Tensor:
-        """Return the levels of a trellis as float32, [1, 1, count], again and again; weights of the same bits share it.
+        """Return the levels of a trellis as float32, [count], again and again; weights of the same bits share it.
 
         So what a convolution gives need not lose the bits that are above those of a window.
         """
         key = ("windows", count, levels.tobytes())
         if key not in self.shared:
             narrow, to = levels.astype(np.float16), int(onnx.TensorProto.FLOAT)
-            half = self.common(f"half{len(levels)}", narrow.reshape(1, 1, -1))
+            half = self.common(f"half{len(levels)}", narrow)
             found = self.node("Cast", [half], name=f"decode/levels{len(levels)}", to=to)
             if count > len(levels):
-                times = self.common("times", np.array([1, 1, count // len(levels)], np.int64))
+                times = self.common("times", np.array([count // len(levels)], np.int64))
                 found = self.node("Tile", [found, times], name=f"decode/levels{count}")
             self.shared[key] = found
         return self.shared[key]

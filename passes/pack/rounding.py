@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from graphopt.passes.pack.units import Unit
 
 _LARGE_BIAS = 2**10  # bytes; of smaller ones half precision would save nothing
 _OPSET = 10  # since which Slice takes its ends as inputs
-_CHAINED_OPSET = 11  # since which there is GatherElements
+_WHOLE_OPSET = 11  # since which Clip takes its limits as inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +44,10 @@ class CodedForm(Form):
 
 @dataclass(frozen=True, eq=False)
 class ChainedForm(Form):
-    """Codes on a trellis times a scale a row: Gather, ConvInteger, GatherElements, Mul.
+    """Codes on a trellis times a scale a row: Gather, ConvInteger, Gather, Mul.
 
     Attributes:
-        codes: uint8 [rows, inputs].
-        order: Axes of the weight in the order in which its rows come first.
+        codes: uint8 [before, rows, behind], in the order of the weight's elements.
         shape: The weight's.
         trellis: Its levels.
         scale: Factors, float16 or float32, broadcastable to the weight.
@@ -55,7 +55,6 @@ class ChainedForm(Form):
     """
 
     codes: np.ndarray
-    order: tuple[int, ...]
     shape: tuple[int, ...]
     trellis: Trellis
     scale: np.ndarray
@@ -64,8 +63,7 @@ class ChainedForm(Form):
     def build(self, draft: Draft) -> gs.Tensor:
         """Add the decoder to a draft and return the decoded tensor."""
         levels = draft.trellis(self.codes, self.trellis.levels, self.trellis.bits)
-        rows_first = draft.reshape(levels, [self.shape[axis] for axis in self.order])
-        values = draft.scaled(draft.turned(rows_first, np.argsort(self.order).tolist()), self.scale)
+        values = draft.scaled(draft.reshape(levels, self.shape), self.scale)
         return draft.rounded(values, *WHOLE) if self.whole else values
 
 
@@ -97,8 +95,10 @@ class Rounding:
         nbytes = packed_bytes(codes.size, bits) + scale.nbytes
         if isinstance(coded, Chained):
             kind, shape = f"{bits}-bit trellis codes", tuple(unit.constant.shape)
-            whole, trellis = isinstance(coded, ChainedWhole), coded.trellis
-            return ChainedForm(kind, nbytes, _CHAINED_OPSET, coded.codes[0], unit.order, shape, trellis, scale, whole)
+            before = math.prod(shape[: unit.order[0]])
+            placed, whole = codes.reshape(before, unit.rows, -1), isinstance(coded, ChainedWhole)
+            opset = _WHOLE_OPSET if whole else _OPSET
+            return ChainedForm(kind, nbytes, opset, placed, shape, coded.trellis, scale, whole)
         if unit.is_sparse:
             inner = min(forms(coded.levels[codes]), key=lambda form: form.nbytes)
             return ScaledForm(f"{inner.kind} and scales", inner.nbytes + scale.nbytes, inner.opset, inner, scale)

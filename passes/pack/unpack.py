@@ -24,8 +24,7 @@ from graphopt.shapes import infer_shapes
 _BATCH = 2**26  # bytes of decoded weights at a time
 _HELD = 2**27  # bytes of decoded weights in memory, if there is a folder for the others
 _ALIGNMENT = 64  # bytes
-_OPS = {"Add", "Cast", "Clip", "ConvInteger", "CumSum", "Expand", "Gather"}
-_OPS |= {"GatherElements", "Mul", "Reshape", "Round", "Slice", "Tile", "Transpose"}
+_OPS = {"Add", "Cast", "Clip", "ConvInteger", "CumSum", "Expand", "Gather", "Mul", "Reshape", "Round", "Slice", "Tile"}
 _WIDE = {np.dtype(ml_dtypes.bfloat16): np.dtype(np.float32)}  # types that do not leave the runtime, and what holds them
 
 
