@@ -17,6 +17,7 @@ from graphopt.passes.pack.sensitivity import OutputLoss
 from graphopt.passes.pack.sizemode import SizeMode
 from graphopt.passes.pack.tuning import Tuning
 
+_MARGIN = 0.95  # of the limit is used: the packed model is judged again, and integer kernels may round the other way
 _WORTHWHILE = 0.97  # of the error may be left by tuning; if it is more, further trials do without
 
 
@@ -36,7 +37,7 @@ def round_within_limit(
         What became of each weight, by its id, and what was found, in words.
     """
     assert context.samples is not None
-    limit, own = context.max_drop, constants(model.graph)
+    limit, own = _MARGIN * context.max_drop, constants(model.graph)
     steps = OutputLoss(model, context.samples)
     place = {id(constant): index for index, constant in enumerate(own)}
     sizes = [unit.coded for unit in Floats(model, candidates).units]
@@ -68,10 +69,10 @@ def round_within_limit(
 
     mean = fewest_bits(excess, predicted_bits(losses, sizes, limit))
     if mean is None or best is None:
-        return {}, f"rounding does not hold the limit of {limit:.2%}, not even to 8 bits"
+        return {}, f"rounding does not hold the limit of {context.max_drop:.2%}, not even to 8 bits"
     twins, found, tuned = best
     handed = ", ".join(f"{output} handed on as {name}" for name, output in steps.states.items())
-    note = f"{mean:g} bits a weight on average hold the limit of {limit:.2%}"
+    note = f"{mean:g} bits a weight on average hold the limit of {context.max_drop:.2%}"
     note += f", with {handed} over several steps" if handed else ""
     return _taken_over(own, twins, found), f"{note}; {tuned.describe()}"
 
