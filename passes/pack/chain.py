@@ -16,13 +16,15 @@ from graphopt.passes.pack.units import Unit
 
 _LEAST_ROWS = 48  # the first few of a chain have no choice of window
 _LEAST_SIZE = 2**13  # elements; of fewer, the nodes of the decoder would weigh more than what is gained
-_MOST_SIZE = 2**23  # elements; the C library takes arrays above 32 MiB from the system anew each, and a decoder has several
+_MOST_SIZE = (
+    2**23
+)  # elements; the C library takes arrays above 32 MiB from the system anew each, and a decoder has several
 _KURTOSES = 2.6, 3.8, 6.0  # between kinds of distributions; 3 is that of normal ones
 _DRAWN = 2**18  # weights that the levels of a trellis are fitted to, about
 
 
 def can_chain(unit: Unit) -> bool:
-    """Whether a weight can be put on a trellis, gains by it, and is not so large that opening it would take too long."""
+    """Whether a weight can be put on a trellis, gains by it, and would not take too long to open."""
     suits = unit.rows >= _LEAST_ROWS and _LEAST_SIZE <= unit.size < _MOST_SIZE
     return suits and unit.groups == 1 and not unit.is_sparse
 

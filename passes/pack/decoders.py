@@ -14,11 +14,12 @@ and one of 6 bits, whose codes lie in a plane of 4 bits and one of 2::
 
 and one of 4 bits on a trellis, whose windows are of 8 bits, see `graphopt.compensate.trellis`::
 
-    windows = ConvInteger(Reshape(Gather(table4 as uint8, Cast(codes)), [.., 1, steps, ..]), [16, 1])
+    windows = ConvInteger(Reshape(Gather(table4 as uint8, Cast(codes)), [1, 1, .., ..]), [16, 1])
     weight = Reshape(Gather(levels, windows), shape) * scale
 
-What costs time at load is looking up: so several elements are looked up at once where it can be. Integers of a weight's size
-have two axes or more: those of one axis could be a shape, and ONNX's inference follows each of them, with 70 bytes.
+What costs time at load is looking up: so several elements are looked up at once where it can be. Integers of a weight's
+size have two axes or more: those of one axis could be a shape, and ONNX's inference follows each of them, with 70
+bytes.
 
 The decoded tensor has the weight's name; initializers that belong to it are called ``NAME/codes`` and so on. Names on
 the way from these to it are short, for a file holds each of them three times: ``decode/Gather_7``.
@@ -113,22 +114,27 @@ class Draft:
         return self._shaped(self.node("Gather", [lut, self._rows(codes, bits)]), codes, bits)
 
     def trellis(self, codes: np.ndarray, levels: np.ndarray, bits: int) -> gs.Tensor:
-        """Return the level of the window of each code, float32 [before, 1, steps, lanes * behind].
+        """Return the level of the window of each code, float32, in their order.
 
         A convolution in integers, whose kernel holds powers of two, puts each code behind those before it in its chain.
+        It sees one image, for every further one would take time.
 
         Args:
             codes: Indices, [before, rows, behind]; that of row r follows that of row ``r - lanes(rows)``.
             levels: Of each window, float32 that half precision holds exactly, [2**(bits + MEMORY)].
             bits: Of a code.
         """
-        before, rows, _ = codes.shape
-        earlier, steps = reach(bits), rows // lanes(rows)
-        looked_up = self.node("Gather", [self._narrow_table(bits), self._rows(codes, bits)])
+        before, rows, behind = codes.shape
+        earlier, step = reach(bits), lanes(rows) * behind
         factors = (1 << (bits * np.arange(earlier, -1, -1))).astype(np.uint8)
-        kernel = self.common("kernel", factors.reshape(1, 1, -1, 1))
-        chains = self._shaped(looked_up, codes.reshape(before, 1, steps, -1), bits)
-        windows = self.node("ConvInteger", [chains, kernel], pads=[earlier, 0, 0, 0])
+        if before == 1:
+            image, kernel, gap, pads = (rows * behind // step, step), factors[:, None], 1, [earlier, 0, 0, 0]
+        else:
+            image, kernel, gap, pads = (before, rows * behind), factors[None], step, [0, earlier * step, 0, 0]
+        looked_up = self.node("Gather", [self._narrow_table(bits), self._rows(codes, bits)])
+        chains = self._shaped(looked_up, codes.reshape(1, 1, *image), bits)
+        shifts = self.common("kernel", kernel[None, None])
+        windows = self.node("ConvInteger", [chains, shifts], dilations=[1, gap], pads=pads)
         return self.node("Gather", [self._levels_of_windows(levels, 2 ** ((earlier + 1) * bits)), windows])
 
     def bits(self, flags: np.ndarray) -> gs.Tensor:

@@ -42,8 +42,8 @@ class Pack(Pass):
     model-local functions stay, since they are not initializers.
 
     With `bits` the pass is lossy: weights are first put on a trellis, where a code and the one before it in its chain
-    choose a level together, or if they are small, sparse, grouped or huge on 2**bits levels of their own, with a scale a
-    channel, so that the *outputs* of their layers change least on the samples (GPTQ, least squares), front to back.
+    choose a level together, or if they are small, sparse, grouped or huge on 2**bits levels of their own, with a scale
+    a channel, so that the *outputs* of their layers change least on the samples (GPTQ, least squares), front to back.
     Then levels and scales are tuned together by gradients of what the whole model gives, as far as samples that are
     kept back gain by it; that takes 32 samples, operators that gradients lead through, and no states.
 
