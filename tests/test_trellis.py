@@ -191,9 +191,11 @@ def test_small_weights_keep_levels_of_their_own() -> None:
     assert {name for name, unit in units.items() if not can_chain(unit)} == {"small"}
 
 
-@pytest.mark.parametrize(("rows", "chained"), [(4095, True), (4096, False)])
-def test_weights_that_take_too_long_to_open_keep_levels_of_their_own(rows: int, chained: bool) -> None:
-    constant = gs.Constant("table", np.broadcast_to(np.float32(1), (rows, 2048)))
+@pytest.mark.parametrize(
+    ("rows", "inputs", "chained"), [(4095, 2048, True), (4096, 2048, False), (4093, 3, True), (4099, 3, False)]
+)
+def test_weights_that_take_too_long_keep_levels_of_their_own(rows: int, inputs: int, chained: bool) -> None:
+    constant = gs.Constant("table", np.broadcast_to(np.float32(1), (rows, inputs)))
     assert can_chain(Unit(constant, (0, 1), 1, rows)) is chained
 
 

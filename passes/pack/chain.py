@@ -9,24 +9,24 @@ import numpy as np
 
 from graphopt.compensate import damped, gptq, refit_scales
 from graphopt.compensate.magnitude import magnitude
-from graphopt.compensate.trellis import Trellis, TrellisGrid, fit_trellis
+from graphopt.compensate.trellis import Trellis, TrellisGrid, fit_trellis, lanes
 from graphopt.passes.pack.coded import Chained, ChainedWhole, stored_scale
 from graphopt.passes.pack.shrink import FULL
 from graphopt.passes.pack.units import Unit
 
 _LEAST_ROWS = 48  # the first few of a chain have no choice of window
 _LEAST_SIZE = 2**13  # elements; of fewer, the nodes of the decoder would weigh more than what is gained
-_MOST_SIZE = (
-    2**23
-)  # elements; the C library takes arrays above 32 MiB from the system anew each, and a decoder has several
+_MOST_SIZE = 2**23  # elements; every array above 32 MiB is taken from the system anew, and a decoder has several
+_LONGEST = 2**12  # rows of a chain, which are chosen one after the other; that of a prime number of rows has all
 _KURTOSES = 2.6, 3.8, 6.0  # between kinds of distributions; 3 is that of normal ones
 _DRAWN = 2**18  # weights that the levels of a trellis are fitted to, about
 
 
 def can_chain(unit: Unit) -> bool:
-    """Whether a weight can be put on a trellis, gains by it, and would not take too long to open."""
+    """Whether a weight can be put on a trellis, gains by it, and would not take too long to choose or to open."""
     suits = unit.rows >= _LEAST_ROWS and _LEAST_SIZE <= unit.size < _MOST_SIZE
-    return suits and unit.groups == 1 and not unit.is_sparse
+    short = unit.rows // lanes(unit.rows) <= _LONGEST
+    return suits and short and unit.groups == 1 and not unit.is_sparse
 
 
 def tails(unit: Unit) -> int:
