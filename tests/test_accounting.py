@@ -226,7 +226,7 @@ def test_what_does_not_fuse_is_taken_back() -> None:
     assert {item.became for item in account(found.model, real)} == {"kernel", "border"}
 
 
-def test_what_ends_at_a_border_that_the_runtime_carries_a_transpose_across_is_unfused() -> None:
+def test_what_ends_at_a_border_that_the_runtime_carries_a_transpose_across_is_known() -> None:
     model = quantized(
         f"{ENTRY}\n{WEIGHT}\nc = Conv<pads = [1, 1, 1, 1]>(xd, wd)\ncq = QuantizeLinear(c, ys, yz)\n"
         "cd = DequantizeLinear(cq, ys, yz)\np = MaxPool<kernel_shape = [1, 1]>(x)\nt = Concat<axis = 1>(p, cd)\n"
@@ -236,7 +236,8 @@ def test_what_ends_at_a_border_that_the_runtime_carries_a_transpose_across_is_un
     )
     items = audit(model, ["c/3"], get_target("cpu"))
     assert items.inside
-    assert "Transpose" in items.unfused["c/3"]
+    assert not items.unfused
+    assert "Transpose" in items.beside["c/3"]
 
 
 def test_the_report_tells_what_became_of_each_conversion() -> None:

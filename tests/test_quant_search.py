@@ -321,6 +321,41 @@ def test_what_loses_with_fixed_ranges_takes_another_form(asked_for: bool) -> Non
     assert best.loss <= 0.01
 
 
+JOINED = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[1, 8, 16, 16] x) => (float[1, 8, 16, 16] y)
+<float[8, 8, 3, 3] u, float[8, 8, 3, 3] v, float[8, 16, 3, 3] w>
+{
+  p = MaxPool<kernel_shape = [1, 1]>(x)
+  [first] f = Conv<pads = [1, 1, 1, 1]>(x, u)
+  [last] l = Conv<pads = [1, 1, 1, 1]>(f, v)
+  j = Concat<axis = 1>(p, l)
+  [behind] y = Conv<pads = [1, 1, 1, 1]>(j, w)
+}
+"""
+
+
+@pytest.mark.parametrize("slower", [False, True])
+def test_nodes_beside_conversions_that_the_runtime_puts_inside_are_taken_back(slower: bool) -> None:
+    model, rng, target = build(JOINED), np.random.default_rng(5), get_target("cpu")
+    samples = open_samples([{"x": rng.normal(size=(1, 8, 16, 16)).astype(np.float32)}], model.interface)
+    units, _ = find_units(model.graph, target, model.opset)
+    named = {node.name: position for position, node in enumerate(model.graph.nodes)}
+    chosen = frozenset(named[name] for name in ("first", "last", "behind"))
+    timed = Mock(side_effect=[Ratio(median, median, median, 10) for median in (0.5, *[0.6 if slower else 0.5] * 3)])
+    workshop = Workshop(model, target, units, (), calibrate(model, units, Observer(samples)), samples)
+    judge = Judge(workshop, model, lambda _: None, timed, None, lambda _: None, limit=0.01)
+    best, _ = Search(judge).best([Plan("static int8", chosen, frozenset(), "minmax")])
+    assert best is not None
+    if slower:
+        assert best.candidate.plan.static == chosen
+        assert best.candidate.audit.inside
+    else:
+        assert named["behind"] in best.candidate.plan.static
+        assert "Transpose" in best.candidate.unfused[named["last"]]
+        assert not best.candidate.audit.inside
+
+
 @pytest.mark.parametrize(
     ("ratio", "asked_for", "pays"), [(0.97, False, False), (0.94, False, True), (0.97, True, True)]
 )

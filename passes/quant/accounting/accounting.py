@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx
@@ -138,18 +138,19 @@ class Audit:
     """What the runtime made of a quantized model.
 
     Attributes:
-        unfused: By name of the nodes that were to run in integers but do not, the rule that failed. Also of those whose
-            conversion is inside an integer region by what ONNX Runtime put beside it, as a Transpose that it carried
-            across a border.
+        unfused: By name of the nodes that were to run in integers but do not, the rule that failed.
         kernels: Integer nodes by operator.
         borders: QuantizeLinear and DequantizeLinear between float and integers.
         inside: Those inside an integer region.
+        beside: By name of the nodes that run in integers next to one of these which ONNX Runtime itself has put inside,
+            as by a Transpose that it carried across a border, the rule that fails there.
     """
 
     unfused: Mapping[str, str]
     kernels: Mapping[str, int]
     borders: int
     inside: int
+    beside: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def integer(self) -> int:
@@ -185,9 +186,17 @@ def audit(model: Model, names: Iterable[str], target: Target) -> Audit:
     kernels = Counter(node.op_type for node in nodes(graph) if is_integer(node))
     standing = [node for node in nodes(graph) if node.op_type in CONVERSIONS]
     inside = [(node, rule) for node in standing if (rule := refusals.inside(node))]
+    return Audit(unfused, dict(kernels), len(standing) - len(inside), len(inside), _beside(model, view, inside, wanted))
+
+
+def _beside(
+    model: Model, view: View, inside: Iterable[tuple[onnx.NodeProto, str]], wanted: Mapping[str, str]
+) -> dict[str, str]:
+    """Return which of the wanted nodes write or read a conversion that is inside by a node of ONNX Runtime's own."""
     own = {plain_name(node.name or node.outputs[0].name) for node in walk_nodes(model.graph) if node.outputs}
-    for node, rule in inside:
-        if all(plain_name(node_name(item)) not in own for item in view.beside(node)):
-            kernels_behind = (plain_name(node_name(item)) for item in view.behind(node) if is_integer(item))
-            unfused.update({wanted[plain]: rule for plain in kernels_behind if plain in wanted})
-    return Audit(unfused, dict(kernels), len(standing) - len(inside), len(inside))
+    found: dict[str, str] = {}
+    for conversion, rule in inside:
+        if all(plain_name(node_name(node)) not in own for node in view.beside(conversion)):
+            kernels = (plain_name(node_name(node)) for node in view.behind(conversion) if is_integer(node))
+            found.update({wanted[plain]: rule for plain in kernels if plain in wanted})
+    return found

@@ -27,6 +27,7 @@ class Candidate:
         audit: What the runtime made of it.
         smoothings: How many tensors had been smoothed when it was made.
         unfused: Positions of the units that were taken back because they did not fuse, with the rule that failed.
+        beside: Positions of units next to a conversion that ONNX Runtime itself has put inside integers, see `Audit`.
     """
 
     plan: Plan
@@ -35,6 +36,7 @@ class Candidate:
     audit: Audit
     smoothings: int = 0
     unfused: Mapping[int, str] = field(default_factory=dict)
+    beside: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,20 @@ class Search:
                 if judge.holds(item.drop) and item.candidate.changed and judge.pays(item) and better(item, best):
                     best = item
             judged.append(item)
-        return best, judged
+        return self._tidied(best), judged
+
+    def _tidied(self, best: Judged | None) -> Judged | None:
+        """Take back nodes beside which ONNX Runtime itself leaves conversions inside integers, if that is as fast."""
+        if best is None or not best.candidate.beside:
+            return best
+        item, refused = best, dict(best.candidate.unfused)
+        while item.candidate.beside:
+            refused |= item.candidate.beside
+            item = self.judge.made(item.candidate.plan.without(item.candidate.beside), best.left)
+        drop = self.judge.measure_drop(item.candidate.model)
+        if not item.candidate.changed or not self.judge.holds(drop) or item.speed > best.speed + EQUAL:
+            return best
+        return replace(item, candidate=replace(item.candidate, unfused=refused), drop=drop, whole=best.whole)
 
     def _least_time(self, plan: Plan) -> float:
         """Return the part of the float model's time that is sure to stay: of nodes that only other plans take."""

@@ -88,7 +88,8 @@ class Workshop:
             names = {str(unit.node.name): unit.position for unit in written.placement.units}
             found = audit(written.model, names, self.target)
             if not found.unfused:
-                return Candidate(plan, written.model, written.changed, found, len(self.smoothings), refused)
+                beside = {names[name]: rule for name, rule in found.beside.items()}
+                return Candidate(plan, written.model, written.changed, found, len(self.smoothings), refused, beside)
             left = {names[name]: rule for name, rule in found.unfused.items()}
             refused |= left
             plan = plan.without(left)
