@@ -321,7 +321,7 @@ def test_what_loses_with_fixed_ranges_takes_another_form(asked_for: bool) -> Non
     assert best.loss <= 0.01
 
 
-JOINED = """
+BRANCHED = """
 <ir_version: 8, opset_import: ["" : 17]>
 g (float[1, 8, 16, 16] x) => (float[1, 8, 16, 16] y)
 <float[8, 8, 3, 3] u, float[8, 8, 3, 3] v, float[8, 16, 3, 3] w>
@@ -337,7 +337,7 @@ g (float[1, 8, 16, 16] x) => (float[1, 8, 16, 16] y)
 
 @pytest.mark.parametrize("slower", [False, True])
 def test_nodes_beside_conversions_that_the_runtime_puts_inside_are_taken_back(slower: bool) -> None:
-    model, rng, target = build(JOINED), np.random.default_rng(5), get_target("cpu")
+    model, rng, target = build(BRANCHED), np.random.default_rng(5), get_target("cpu")
     samples = open_samples([{"x": rng.normal(size=(1, 8, 16, 16)).astype(np.float32)}], model.interface)
     units, _ = find_units(model.graph, target, model.opset)
     named = {node.name: position for position, node in enumerate(model.graph.nodes)}
