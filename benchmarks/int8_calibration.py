@@ -20,9 +20,9 @@ import click
 from graphopt.api import compress
 from graphopt.model import Model
 from graphopt.observe import Observer
+from graphopt.opsets import PER_CHANNEL, raised
 from graphopt.passes.quant.nodes.units import find_units
 from graphopt.passes.quant.numbers.calibrate import calibrate
-from graphopt.passes.quant.writing.opset import raised
 from graphopt.runtime.session import open_session
 from graphopt.samples import Samples, open_samples
 from graphopt.shapes import infer_shapes
@@ -36,7 +36,7 @@ def main(path: Path, data: Path) -> None:
     """Measure and print."""
     model = compress(path, "fold,share", benchmark=False).model
     infer_shapes(model)
-    model, _ = raised(model)
+    model, _ = raised(model, PER_CHANNEL, "its integer operators")
     units, _ = find_units(model.graph, get_target("cpu"), model.opset)
     samples = open_samples(data, model.interface)
     inference, before = infer(model, samples), peak_bytes()

@@ -373,6 +373,19 @@ def test_old_versions() -> None:
     np.testing.assert_array_equal(run(result, True)["y"], run(model, True)["y"])
 
 
+def test_size_mode_converts_a_model_that_is_too_old_for_its_decoders() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    weight = rng().normal(size=(200, 96)).astype(np.float32)
+    model = graph_model(nodes, {"w": weight}, {"y": [1, 96]}, inputs=(("x", TensorProto.FLOAT, [1, 200]),), opset=9)
+    result, report = packed(model, "pack:bits=3")
+    assert report.metrics["stored as 3-bit trellis codes"] == 1
+    assert "converted from opset 9" in report.notes[0]
+    assert result.opset >= 11
+    assert result.interface == model.interface
+    kept, report = packed(model, "pack")
+    assert kept.opset == 9
+
+
 def test_quantized_weights_still_make_integer_kernels() -> None:
     weight = rng().integers(-7, 8, (16, 16, 3, 3)).astype(np.int8)
     weights: dict[str, Any] = {"w": weight, "s": np.full(16, 0.01, np.float32), "z": np.zeros(16, np.int8)}

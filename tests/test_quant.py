@@ -15,6 +15,7 @@ from graphopt.evaluate import Evaluator
 from graphopt.ir.graph import constants, walk_nodes
 from graphopt.model import Model
 from graphopt.observe import Observer
+from graphopt.opsets import PER_CHANNEL, operative_part, raised
 from graphopt.passes.quant import run as quant_run
 from graphopt.passes.quant.nodes.sites import find_sites
 from graphopt.passes.quant.nodes.units import find_units
@@ -34,7 +35,6 @@ from graphopt.passes.quant.numbers.weights import (
 from graphopt.passes.quant.search.plans import IntegerOptions, make_plans
 from graphopt.passes.quant.search.workshop import Workshop
 from graphopt.passes.quant.storage import others
-from graphopt.passes.quant.writing.opset import operative_part, raised
 from graphopt.runtime.session import op_counts, open_session, optimized_model
 from graphopt.runtime.timing import Ratio
 from graphopt.samples import open_samples
@@ -282,7 +282,7 @@ def test_what_would_make_the_file_larger_is_not_offered() -> None:
 )
 def test_a_conversion_that_fails_is_told_in_one_clean_line(nodes: str, why: str) -> None:
     model = build(f'<ir_version: 4, opset_import: ["" : 8]> g (float[1, 4] x) => (float[1, 4] y) {{ {nodes} }}')
-    same, note = raised(model)
+    same, note = raised(model, PER_CHANNEL, "its integer operators")
     assert same is model
     assert note.startswith("opset 8 was kept: the converter failed (")
     assert why in note

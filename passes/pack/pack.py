@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import onnx
@@ -14,6 +14,7 @@ from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
 from graphopt.ir.graph import Payload, constants, payload, payload_bytes, walk_nodes
 from graphopt.model import Model
+from graphopt.opsets import CHAINS, raised
 from graphopt.passes.pack.allocate import allocate
 from graphopt.passes.pack.automatic import round_within_limit
 from graphopt.passes.pack.floats import Floats, Rounded
@@ -45,7 +46,8 @@ class Pack(Pass):
     choose a level together, or if they are small, sparse, grouped or huge on 2**bits levels of their own, with a scale
     a channel, so that the *outputs* of their layers change least on the samples (GPTQ, least squares), front to back.
     Then levels and scales are tuned together by gradients of what the whole model gives, as far as samples that are
-    kept back gain by it; that takes 32 samples, operators that gradients lead through, and no states.
+    kept back gain by it; that takes 32 samples, operators that gradients lead through, and no states. A model older
+    than opset 11 is converted for that, by ONNX's own converter.
 
     Source: Deep Compression (arXiv:1510.00149), without a runtime of its own; GPTQ (arXiv:2210.17323); trellis-coded
     quantization as in QTIP (arXiv:2406.11235).
@@ -77,7 +79,17 @@ class Pack(Pass):
         return self.bits is None
 
     def run(self, model: Model, context: Context) -> PassReport:
-        """Replace weights by decoders."""
+        """Replace weights by decoders; for those of size mode an old model is converted."""
+        if self.lossless:
+            return self._run(model, context)
+        recent, note = raised(model, CHAINS, "its decoders")
+        report = self._run(recent, context)
+        if recent is not model and not report.changed:
+            return report
+        model.graph, model.residue = recent.graph, recent.residue
+        return replace(report, notes=(note, *report.notes)) if note else report
+
+    def _run(self, model: Model, context: Context) -> PassReport:
         if model.opset < _OPSET:
             reason = f"decoders need operator set {_OPSET} or later; the model has {model.opset}"
             return PassReport(0, (Skip("model", reason),))

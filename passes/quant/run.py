@@ -11,6 +11,7 @@ from graphopt.context import Context
 from graphopt.errors import GraphoptError
 from graphopt.evaluate import Drop
 from graphopt.model import Model
+from graphopt.opsets import AT_RUN_TIME, PER_CHANNEL, PER_TENSOR, raised
 from graphopt.passes.quant.accounting.accounting import account, summary
 from graphopt.passes.quant.nodes.placement import joinable
 from graphopt.passes.quant.nodes.sites import DynamicSite, find_sites
@@ -25,7 +26,6 @@ from graphopt.passes.quant.search.verdict import describe, left_float, why_not
 from graphopt.passes.quant.search.workshop import Workshop
 from graphopt.passes.quant.storage.others import Judgement, others_stored
 from graphopt.passes.quant.writing.frames import as_products
-from graphopt.passes.quant.writing.opset import AT_RUN_TIME, PER_CHANNEL, PER_TENSOR, raised
 from graphopt.passes.quant.writing.tables import untying
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.samples import Samples
@@ -189,7 +189,7 @@ class Run:
 
     def _raise(self, model: Model) -> Model:
         """Return the model in an opset that has the operators, if it can be had."""
-        other, note = raised(model)
+        other, note = raised(model, PER_CHANNEL, "its integer operators")
         if other is not model:
             self._raised = note
         elif note:

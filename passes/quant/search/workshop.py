@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import walk_nodes
 from graphopt.model import Model
+from graphopt.opsets import PER_CHANNEL
 from graphopt.passes.quant.accounting.accounting import Audit, audit
 from graphopt.passes.quant.nodes.placement import Placement, place
 from graphopt.passes.quant.nodes.sites import MATRICES, DynamicSite, site_size, sites_in
@@ -29,7 +30,6 @@ from graphopt.passes.quant.writing.blocks import quantize_blocks, tied_tables
 from graphopt.passes.quant.writing.duplicates import share_integers
 from graphopt.passes.quant.writing.dynamic import quantize_dynamic
 from graphopt.passes.quant.writing.insert import insert
-from graphopt.passes.quant.writing.opset import PER_CHANNEL
 from graphopt.passes.quant.writing.tables import into_integers, merge_tables, transpose_integers
 from graphopt.runtime.profile import NodeTime
 from graphopt.samples import Samples

@@ -25,7 +25,7 @@ from graphopt.ir.clean import clean, disconnect
 from graphopt.ir.exporter import unique_name
 from graphopt.ir.graph import Constant, Node, Variable, tensor_names, walk_graphs
 from graphopt.model import Model
-from graphopt.passes.quant.writing.opset import AT_RUN_TIME
+from graphopt.opsets import AT_RUN_TIME
 from graphopt.shapes import infer_shapes
 
 _MOST = 8  # frames

@@ -1,4 +1,4 @@
-"""Models older than per-channel quantization: raised to an opset that has it, by ONNX's own converter."""
+"""Models older than the operators that a pass needs: raised to an opset that has them, by ONNX's own converter."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from graphopt.shapes import infer_shapes
 
 PER_CHANNEL, PER_TENSOR = 13, 10  # first opset whose DequantizeLinear has an axis, and that has one at all
 AT_RUN_TIME = 11  # first opset with DynamicQuantizeLinear
+CHAINS = 11  # first opset that has all that decoders of weights in few bits consist of
 WANTED = 17
 _REFUSALS = (
     version_converter.ConvertError,
@@ -27,14 +28,19 @@ _PLACE = re.compile(r"\S+:\d+: \w+: Assertion `.*?` failed: (?:Warning: )?")  # 
 _UNKNOWN = re.compile(rf"Op '%s' has no registered schema; .*%lld\.(.+?)\d{{1,2}}{WANTED}")  # values follow the text
 
 
-def raised(model: Model) -> tuple[Model, str]:
-    """Return the model in an opset with per-channel quantization, and a line for the user.
+def raised(model: Model, least: int, purpose: str) -> tuple[Model, str]:
+    """Return the model in a recent opset, if its own is too old, and a line for the user.
 
-    A model that has it already comes back as it is, with no line. One that cannot be converted, or that ONNX Runtime
+    A model that is new enough comes back as it is, with no line. One that cannot be converted, or that ONNX Runtime
     does not open afterwards, comes back as it is with the reason.
+
+    Args:
+        model: Stays as it is.
+        least: The opset that is needed.
+        purpose: What it is needed for, in words.
     """
     before = model.opset
-    if before >= PER_CHANNEL:
+    if before >= least:
         return model, ""
     if model.weight_bytes > PROTOBUF_LIMIT:
         return model, f"opset {before} was kept: the converter takes no model of more than 2 GiB"
@@ -55,7 +61,7 @@ def raised(model: Model) -> tuple[Model, str]:
         return model, f"opset {before} was kept: the converted model does not open ({error})"
     clean(converted.graph)
     infer_shapes(converted)
-    return converted, f"the model was converted from opset {before} to {WANTED} for its integer operators"
+    return converted, f"the model was converted from opset {before} to {WANTED} for {purpose}"
 
 
 def _restate(proto: onnx.ModelProto, before: onnx.ModelProto) -> None:
