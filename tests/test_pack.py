@@ -18,7 +18,7 @@ from graphopt.cli import main
 from graphopt.compensate.gptq import inverse_factor
 from graphopt.compensate.grid import nearest
 from graphopt.context import Context
-from graphopt.evaluate import Evaluator
+from graphopt.evaluate import Drop, Evaluator
 from graphopt.ir.clean import clean
 from graphopt.ir.graph import constants, tensor_names
 from graphopt.model import Model
@@ -597,6 +597,19 @@ def test_automatic_bits_hold_the_limit() -> None:
         assert steps[-1].drop.value <= limit
         sizes.append(result.to_proto().ByteSize())
     assert sizes[1] < sizes[0] < model.to_proto().ByteSize(), "a looser limit must give a smaller file"
+
+
+@pytest.mark.parametrize(("part", "changed"), [(0.94, True), (0.97, False)])
+def test_automatic_bits_keep_a_twentieth_of_the_limit_in_hand(
+    part: float, changed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packed model is judged again, and must not be rolled back for a last digit."""
+    model, samples = network()
+    lost = part * 0.02
+    drop = Drop(lost, lost, lost, "agreement", {}, 8, random=False)
+    monkeypatch.setattr(Evaluator, "drop", lambda *_: drop)
+    _, report = packed(model, "pack:bits=auto:min-bytes=512", samples, 0.02)
+    assert (report.changed > 0) == changed
 
 
 def test_without_samples_automatic_means_eight_bits() -> None:
