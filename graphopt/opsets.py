@@ -15,7 +15,7 @@ from graphopt.shapes import infer_shapes
 
 PER_CHANNEL, PER_TENSOR = 13, 10  # first opset whose DequantizeLinear has an axis, and that has one at all
 AT_RUN_TIME = 11  # first opset with DynamicQuantizeLinear
-CHAINS = 11  # first opset that has all that decoders of weights in few bits consist of
+DECODERS = 11  # first opset that has all that decoders of weights in few bits consist of; Clip has inputs since
 WANTED = 17
 _REFUSALS = (
     version_converter.ConvertError,

@@ -382,7 +382,7 @@ def test_size_mode_converts_a_model_that_is_too_old_for_its_decoders() -> None:
     assert "converted from opset 9" in report.notes[0]
     assert result.opset >= 11
     assert result.interface == model.interface
-    kept, report = packed(model, "pack")
+    kept, _ = packed(model, "pack")
     assert kept.opset == 9
 
 

@@ -69,7 +69,7 @@ def round_within_limit(
 
     mean = fewest_bits(excess, predicted_bits(losses, sizes, limit))
     if mean is None or best is None:
-        return {}, f"rounding does not hold the limit of {context.max_drop:.2%}, not even to 8 bits"
+        return {}, f"rounding does not hold the limit of {context.max_drop:.2%}, less a twentieth, not even to 8 bits"
     twins, found, tuned = best
     handed = ", ".join(f"{output} handed on as {name}" for name, output in steps.states.items())
     note = f"{mean:g} bits a weight on average hold the limit of {context.max_drop:.2%}"

@@ -14,7 +14,7 @@ from graphopt.base import Pass, PassReport, Skip
 from graphopt.context import Context
 from graphopt.ir.graph import Payload, constants, payload, payload_bytes, walk_nodes
 from graphopt.model import Model
-from graphopt.opsets import CHAINS, raised
+from graphopt.opsets import DECODERS, raised
 from graphopt.passes.pack.allocate import allocate
 from graphopt.passes.pack.automatic import round_within_limit
 from graphopt.passes.pack.floats import Floats, Rounded
@@ -80,20 +80,16 @@ class Pack(Pass):
 
     def run(self, model: Model, context: Context) -> PassReport:
         """Replace weights by decoders; for those of size mode an old model is converted."""
-        if self.lossless:
-            return self._run(model, context)
-        recent, note = raised(model, CHAINS, "its decoders")
-        report = self._run(recent, context)
+        recent, note = (model, "") if self.lossless else raised(model, DECODERS, "its decoders")
+        if recent.opset < _OPSET:
+            reason = f"decoders need operator set {_OPSET} or later; the model has {recent.opset}"
+            report = PassReport(0, (Skip("model", reason),))
+        else:
+            report = _Run(self, recent, context).report()
         if recent is not model and not report.changed:
             return report
         model.graph, model.residue = recent.graph, recent.residue
         return replace(report, notes=(note, *report.notes)) if note else report
-
-    def _run(self, model: Model, context: Context) -> PassReport:
-        if model.opset < _OPSET:
-            reason = f"decoders need operator set {_OPSET} or later; the model has {model.opset}"
-            return PassReport(0, (Skip("model", reason),))
-        return _Run(self, model, context).report()
 
 
 class _Run:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.compensate.trellis import Trellis
+from graphopt.opsets import DECODERS
 from graphopt.passes.pack.bits import packed_bytes
 from graphopt.passes.pack.coded import WHOLE, Chained, ChainedWhole, Coded
 from graphopt.passes.pack.decoders import Draft
@@ -17,7 +18,6 @@ from graphopt.passes.pack.units import Unit
 
 _LARGE_BIAS = 2**10  # bytes; of smaller ones half precision would save nothing
 _OPSET = 10  # since which Slice takes its ends as inputs
-_WHOLE_OPSET = 11  # since which Clip takes its limits as inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ class Rounding:
             kind, shape = f"{bits}-bit trellis codes", tuple(unit.constant.shape)
             before = math.prod(shape[: unit.order[0]])
             placed, whole = codes.reshape(before, unit.rows, -1), isinstance(coded, ChainedWhole)
-            opset = _WHOLE_OPSET if whole else _OPSET
+            opset = DECODERS if whole else _OPSET
             return ChainedForm(kind, nbytes, opset, placed, shape, coded.trellis, scale, whole)
         if unit.is_sparse:
             inner = min(forms(coded.levels[codes]), key=lambda form: form.nbytes)

@@ -7,7 +7,7 @@ written is looked for by its name; where it is no more, its place is: by its int
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +17,7 @@ from graphopt.ir.graph import walk_nodes
 from graphopt.model import Model
 from graphopt.passes.quant.accounting.refusals import Refusals
 from graphopt.passes.quant.accounting.views import CONVERSIONS, View, called, is_integer, node_name, nodes, plain_name
+from graphopt.passes.quant.nodes.units import name_of
 from graphopt.runtime.lending import lend
 from graphopt.runtime.session import optimized_model
 from graphopt.targets import Target
@@ -190,11 +191,13 @@ def audit(model: Model, names: Iterable[str], target: Target) -> Audit:
 
 
 def _beside(
-    model: Model, view: View, inside: Iterable[tuple[onnx.NodeProto, str]], wanted: Mapping[str, str]
+    model: Model, view: View, inside: Sequence[tuple[onnx.NodeProto, str]], wanted: Mapping[str, str]
 ) -> dict[str, str]:
     """Return which of the wanted nodes write or read a conversion that is inside by a node of ONNX Runtime's own."""
-    own = {plain_name(node.name or node.outputs[0].name) for node in walk_nodes(model.graph) if node.outputs}
     found: dict[str, str] = {}
+    if not inside:
+        return found
+    own = {plain_name(name_of(node)) for node in walk_nodes(model.graph) if node.outputs}
     for conversion, rule in inside:
         if all(plain_name(node_name(node)) not in own for node in view.beside(conversion)):
             kernels = (plain_name(node_name(node)) for node in view.behind(conversion) if is_integer(node))
